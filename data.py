@@ -1,0 +1,377 @@
+"""From a JSONL row to tensors: the schema, the tokenizer, the roles table, sequences with their learned mask, batches.
+
+Nothing here knows of models or training; nothing elsewhere knows how text is laid out.
+"""
+import contextlib
+import heapq
+import json
+import os
+import re
+import shutil
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tiktoken
+import torch
+
+
+# ---- errors a user can cause -------------------------------------------------------------------------------------------
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file, line, flag or field. Exit status 1, or 2 for bad usage."""
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
+
+
+def run(main):
+    """Run a script's main(): a user's error ends in one line and its exit status, a bug keeps its traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as e:
+        sys.exit(fail(e, e.status))
+    except BrokenPipeError:  # the reader of our output has left: python infer.py ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as e:
+        sys.exit(fail(f"{e.filename}: {e.strerror}" if e.filename else e, 1))
+    except KeyboardInterrupt:
+        sys.exit(fail("stopped", 130))
+
+
+def fail(message, status):
+    """Print one line on stderr; return the exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def written_aside(folder):
+    """A temporary folder whose files move into `folder` when the block ends well: each is the old one or the new, whole.
+
+    The files reach the disk (fsync) before the first is renamed. If the block fails, `folder` stays as it was.
+    """
+    folder = Path(folder)
+    aside = folder / ".writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        files = sorted(aside.iterdir())
+        for path in files:
+            with open(path, "rb+") as f:
+                os.fsync(f.fileno())
+        for path in files:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# ---- the schema: one problem a line ------------------------------------------------------------------------------------
+
+def read_problems(path):
+    """Read a JSONL file of problems strictly.
+
+    Returns a list of dicts {"problem": str, "steps": [{"question": str, "solution": str}, ...], "answer": str, ...};
+    other keys are kept and ignored. Raises UserError that names file, line and field.
+    """
+    problems = []
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}")
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as e:
+            raise UserError(f"{where}: not UTF-8 at byte {e.start} of the line")
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{where}: not JSON: {e}")
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
+        _text(row, "problem", where)
+        _text(row, "answer", where)
+        steps = row.get("steps")
+        if not isinstance(steps, list) or not steps:
+            raise UserError(f"{where}: field 'steps' must be a list with at least one step")
+        for k, step in enumerate(steps):
+            if not isinstance(step, dict):
+                raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
+            _text(step, "question", where, f"steps[{k}].")
+            _text(step, "solution", where, f"steps[{k}].")
+        problems.append(row)
+    if not problems:
+        raise UserError(f"{path}: holds no problem")
+    return problems
+
+
+def _text(row, field, where, prefix=""):
+    if field not in row:
+        raise UserError(f"{where}: field '{prefix}{field}' is missing")
+    if not isinstance(row[field], str):
+        raise UserError(f"{where}: field '{prefix}{field}' must be a string, found {type(row[field]).__name__}")
+    if not row[field].strip():
+        raise UserError(f"{where}: field '{prefix}{field}' is empty")
+
+
+def write_problems(path, problems):
+    """Write problems (dicts) as JSONL, UTF-8, one a line."""
+    with open(path, "w", encoding="utf-8", newline="\n") as f:
+        for problem in problems:
+            f.write(json.dumps(problem, ensure_ascii=False) + "\n")
+
+
+# ---- the tokenizer: GPT-2's byte-level BPE, run by tiktoken ------------------------------------------------------------
+
+# GPT-2's pre-tokenisation (Radford et al. 2019): contractions, words, numbers and signs, each with the space before it
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+END = "<|endoftext|>"
+
+# GPT-2's files write a byte as a printable character: itself where it is one, else the next of 256, 257, ...
+# the same for Python's `re`, near enough to learn from: what it splits elsewhere is never merged when a text is encoded
+_WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
+
+_printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_BYTES = _printable + [b for b in range(256) if b not in _printable]  # also the order of GPT-2's first 256 ids
+_CHAR = {b: chr(b) if b in _printable else chr(256 + i - len(_printable)) for i, b in enumerate(_BYTES)}
+_BYTE = {c: b for b, c in _CHAR.items()}
+
+
+class Tokenizer:
+    """Text to token ids and back. `end` is the id of <|endoftext|>, `newline` that of a line's end."""
+
+    def __init__(self, ranks):
+        """ranks: {token as bytes: id}, ids 0 .. n-1 in the order in which BPE learned them; <|endoftext|> becomes n."""
+        self.ranks = ranks
+        self.end = len(ranks)
+        self.vocab_size = self.end + 1
+        self._tiktoken = tiktoken.Encoding("gpt2-like", pat_str=PATTERN, mergeable_ranks=ranks,
+                                           special_tokens={END: self.end})
+        self.newline, = self.encode("\n")
+
+    def encode(self, text):
+        """Token ids of `text`, a list of int. <|endoftext|> in a text is text like any other."""
+        return self._tiktoken.encode_ordinary(text)
+
+    def encode_all(self, texts):
+        """Token ids of many texts, a list of lists, by all cores."""
+        return self._tiktoken.encode_ordinary_batch(texts, num_threads=os.cpu_count())
+
+    def decode(self, ids):
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._tiktoken.decode(ids)
+
+    def save(self, folder):
+        """Write vocab.json and merges.txt, which transformers' GPT-2 tokenizer reads to the same ids."""
+        words = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
+        merges = []
+        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+            if len(token) > 1:  # the two parts it was merged from: what BPE makes of it with the tokens before it
+                merges.append(" ".join("".join(_CHAR[b] for b in part) for part in _merge(token, self.ranks, rank)))
+        Path(folder, "vocab.json").write_text(json.dumps({**words, END: self.end}, ensure_ascii=False), encoding="utf-8")
+        Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder):
+        """Read vocab.json from a folder. Raises UserError that names file and field."""
+        path = Path(folder, "vocab.json")
+        try:
+            words = json.loads(path.read_text(encoding="utf-8"))
+            end = words.pop(END)
+            ranks = {bytes(_BYTE[c] for c in word): i for word, i in words.items()}
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}")
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{path}: not a GPT-2 vocabulary ({type(e).__name__}: {e})")
+        if sorted(ranks.values()) != list(range(len(ranks))) or end != len(ranks) or any(bytes([b]) not in ranks for b in range(256)):
+            raise UserError(f"{path}: ids are not 0 .. n with {END} last, or a byte is missing")
+        return cls(ranks)
+
+    @classmethod
+    def gpt2(cls):
+        """GPT-2's own 50,257 tokens, from tiktoken (downloaded once, or found through TIKTOKEN_CACHE_DIR)."""
+        try:
+            return cls(tiktoken.get_encoding("gpt2")._mergeable_ranks)
+        except Exception as e:  # requests' errors, which are no dependency of ours
+            raise UserError(f"GPT-2's vocabulary could not be downloaded ({type(e).__name__}): set TIKTOKEN_CACHE_DIR to "
+                            "tiktoken's cache, or --init to a folder with vocab.json and merges.txt")
+
+    @classmethod
+    def learn(cls, texts, vocab_size):
+        """Learn a byte-level BPE vocabulary (Sennrich et al. 2016) of at most `vocab_size` tokens from an iterable of str.
+
+        The most frequent pair of neighbouring tokens within a word becomes a token, again and again; ties go to the pair
+        that is first in byte order, so that the same texts give the same vocabulary. A digit or a newline is always a
+        token of its own. A token that can overlap itself (begins as it ends, "tot") is not made: tiktoken and
+        transformers would break such ties differently.
+        """
+        counts = Counter(word for text in texts for word in _WORDS.findall(text))
+        words = [([bytes([b]) for b in word.encode("utf-8")], n) for word, n in sorted(counts.items())]
+        ranks = {bytes([b]): i for i, b in enumerate(_BYTES)}
+        pairs, where = Counter(), defaultdict(set)  # how often each pair of neighbours occurs, and in which words
+        for k, (parts, n) in enumerate(words):
+            for pair in zip(parts, parts[1:]):
+                pairs[pair] += n
+                where[pair].add(k)
+        heap = [(-n, pair) for pair, n in pairs.items()]
+        heapq.heapify(heap)
+        while heap and len(ranks) < vocab_size - 1:
+            n, pair = heapq.heappop(heap)
+            if -n != pairs[pair] or n == 0:
+                continue  # an old count: the pair's present one is in the heap too
+            token = pair[0] + pair[1]
+            if token in ranks or re.search(rb"[0-9\n]", token) or -n < 2 or _overlaps_itself(token):
+                continue
+            ranks[token] = len(ranks)
+            changed = set()
+            for k in where.pop(pair):
+                parts, count = words[k]
+                for old in zip(parts, parts[1:]):
+                    pairs[old] -= count
+                    changed.add(old)
+                parts[:] = _join(parts, pair)
+                for new in zip(parts, parts[1:]):
+                    pairs[new] += count
+                    where[new].add(k)
+                    changed.add(new)
+            for pair in changed:
+                heapq.heappush(heap, (-pairs[pair], pair))
+        return cls(ranks)
+
+
+def _merge(token, ranks, below):
+    """Split `token` (bytes) by BPE with the tokens of rank < `below` alone; returns the list of parts."""
+    parts = [bytes([b]) for b in token]
+    while True:
+        rank, i = min(((ranks.get(a + b, below), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))), default=(below, 0))
+        if rank >= below:
+            return parts
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+
+def _join(parts, pair):
+    """Replace each occurrence of the neighbours `pair` in a list by their concatenation, from the left."""
+    out, joined = [], False  # joined: the last of `out` has just been joined, and takes no part in another pair
+    for part in parts:
+        joined = bool(out) and not joined and (out[-1], part) == pair
+        if joined:
+            out[-1] += part
+        else:
+            out.append(part)
+    return out
+
+
+def _overlaps_itself(token):
+    return len(token) > 2 and any(token[:k] == token[-k:] for k in range(1, len(token)))
+
+
+# ---- the roles: which segments of a problem stand in the sequence, and which are learned -------------------------------
+
+# P problem, q sub-question, s solution, # the mark before the answer, a answer, . end of the sub-questions.
+# "#" is learned where the student itself must know that the answer is due; a solver is told, when no question is left.
+class Role(NamedTuple):
+    step: str     # what each step adds to the sequence, after P
+    close: str    # what stands at the end
+    learned: str  # the segments under the loss
+
+
+ROLES = {
+    "answer": Role("", "#a", "a"),
+    "cot": Role("s", "#a", "s#a"),
+    "unified": Role("qs", "#a", "qs#a"),
+    "decomposer": Role("q", ".", "q."),
+    "stepwise": Role("qs", ".", "q."),
+    "solver": Role("qs", "#a", "sa"),
+}
+MARK = "#### "  # GSM8K's mark before the final answer
+
+
+def line(text):
+    """A problem, a sub-question or a solution as it stands in a sequence: on one line, with the line's end."""
+    return " ".join(text.split()) + "\n"
+
+
+def segments(problem, role):
+    """Lay a problem out for a role: a list of (text, learned) in order; text None is the token <|endoftext|>.
+
+    An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop.
+    """
+    step, close, learned = ROLES[role]
+    text = {"P": line(problem["problem"]), "#": MARK, "a": problem["answer"].strip(), ".": None}
+    laid_out = [(text["P"], False)]
+    for one in problem["steps"]:
+        text |= {"q": line(one["question"]), "s": line(one["solution"])}
+        laid_out += [(text[kind], kind in learned) for kind in step]
+    laid_out += [(text[kind], kind in learned) for kind in close]
+    return laid_out + [(None, True)] if close.endswith("a") else laid_out
+
+
+def encode_problems(problems, role, tokenizer):
+    """Sequences for a role: a list of (ids, learned), numpy arrays of int32 and bool of one length each.
+
+    Segments are encoded one by one, so that training and decoding see the same token boundaries.
+    """
+    laid_out = [segments(problem, role) for problem in problems]
+    texts = list(dict.fromkeys(text for one in laid_out for text, _ in one if text is not None))
+    ids = dict(zip(texts, tokenizer.encode_all(texts))) | {None: [tokenizer.end]}
+    sequences = []
+    for one in laid_out:
+        parts = [ids[text] for text, _ in one]
+        learned = np.repeat([mask for _, mask in one], [len(part) for part in parts])
+        sequences.append((np.concatenate(parts).astype(np.int32), learned))
+    return sequences
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------------
+
+WINDOW = 4096  # sequences sorted by length at a time: long enough for little padding, short against an epoch
+
+
+def plan_batches(lengths, batch_tokens, rng):
+    """One epoch's batches: a list of lists of sequence indices, each index once.
+
+    A batch holds at most `batch_tokens` tokens, padding included (one sequence at least). Sequences of like length meet:
+    a random order is cut into windows, each sorted by length and cut into batches; the batches are shuffled. `rng` is a
+    numpy Generator.
+    """
+    lengths = np.asarray(lengths)
+    order = rng.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), WINDOW):
+        window = order[start:start + WINDOW]
+        batch = []
+        for i in window[np.argsort(lengths[window], kind="stable")]:
+            if batch and lengths[i] * (len(batch) + 1) > batch_tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(int(i))
+        batches.append(batch)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def make_batch(sequences, text_weight=0.0, device="cpu"):
+    """Pad sequences on the right into tensors for next-token learning.
+
+    sequences: list of (ids, learned). Returns ids (B, T) int64; `at` (N,) int64, the positions of the flattened (B * T)
+    batch whose next token is under the loss; targets (N,) int64, those tokens; weights (N,) float32: 1 where the token is
+    learned, text_weight elsewhere (positions of weight 0 are left out).
+    """
+    T = max(len(ids) for ids, _ in sequences) - 1
+    B = len(sequences)
+    ids, targets = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
+    weights = np.zeros((B, T), np.float32)
+    for row, (sequence, learned) in enumerate(sequences):
+        n = len(sequence) - 1
+        ids[row, :n], targets[row, :n] = sequence[:-1], sequence[1:]
+        weights[row, :n] = np.where(learned[1:], 1.0, text_weight)
+    at = np.flatnonzero(weights)
+    batch = ids, at, targets.reshape(-1)[at], weights.reshape(-1)[at]
+    return tuple(torch.from_numpy(x).to(device, non_blocking=True) for x in batch)

@@ -1,0 +1,185 @@
+"""data.py: the schema is strict, tokens are BPE's, the mask is the roles table's, batches lose nothing."""
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+from data import END, ROLES, Tokenizer, UserError, encode_problems, make_batch, plan_batches, read_problems, segments
+from model import GPT, GPTConfig
+
+PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do they have?", "answer": "27", "steps": [
+    {"question": "How many pens does Bo have?", "solution": "Bo has <<12+3=15>>15 pens."},
+    {"question": "How many do they have?", "solution": "They have <<12+15=27>>27 pens."}]}
+TEXTS = [PROBLEM["problem"], *(text for step in PROBLEM["steps"] for text in step.values())] * 3
+STRINGS = ["", " ", "Bo's 007 pens", "a\n\n b\t \n", "naïve 東京 🙂‍↔️ ½ ٣", "x" * 300, "ababababab aaaaaaa", "<|endoftext|>", "\x00\x7f\u2028",
+           "<<10+20=30>>30", "1,000,000 - 3.50 = $7%"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.learn(TEXTS, 330)
+
+
+def random_strings(n, alphabet, rng=random.Random(0)):
+    return ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 40))) for _ in range(n)]
+
+
+def test_any_text_comes_back_from_its_ids(tokenizer):
+    everything = "".join(map(chr, [*range(0, 0xD800, 7), *range(0xE000, 0x110000, 131)]))
+    for text in STRINGS + random_strings(300, everything):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_and_newlines_are_single_tokens(tokenizer):
+    assert tokenizer.vocab_size > 280
+    for token in tokenizer.ranks:
+        assert len(token) == 1 or not set(token) & set(b"0123456789\n")
+    assert len(tokenizer.encode("40213")) == 5
+    assert tokenizer.encode("\n") == [tokenizer.newline]
+
+
+def brute_force_ids(text, tokenizer, merges):
+    """BPE as Sennrich et al. write it: the earliest learned pair is merged wherever it stands, again and again."""
+    regex = pytest.importorskip("regex")
+    ids = []
+    for word in regex.findall(data.PATTERN, text):
+        parts = [bytes([b]) for b in word.encode()]
+        while pairs := [pair for pair in zip(parts, parts[1:]) if pair in merges]:
+            first, second = min(pairs, key=merges.index)
+            out = []
+            while parts:
+                if parts[:2] == [first, second]:
+                    out.append(first + second)
+                    parts = parts[2:]
+                else:
+                    out.append(parts.pop(0))
+            parts = out
+        ids += [tokenizer.ranks[part] for part in parts]
+    return ids
+
+
+def test_ids_are_those_of_a_brute_force_merge(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    merges = [tuple(bytes(data._BYTE[c] for c in part) for part in line.split(" "))
+              for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
+    words = [word for text in TEXTS for word in text.split()]
+    for text in STRINGS + TEXTS + random_strings(200, " aeopnshvw'") + random_strings(200, words):
+        assert tokenizer.encode(text) == brute_force_ids(text, tokenizer, merges), text
+
+
+def test_transformers_reads_the_same_files_to_the_same_ids(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is the oracle here: pip install transformers")
+    tokenizer.save(tmp_path)
+    theirs = transformers.GPT2TokenizerFast.from_pretrained(tmp_path)
+    for text in STRINGS + TEXTS + random_strings(300, " aeopnshvw'"):
+        if END not in text:  # theirs reads the name of a special token as that token
+            assert tokenizer.encode(text) == theirs(text)["input_ids"], text
+    assert theirs.convert_tokens_to_ids(END) == tokenizer.end
+
+
+def test_a_saved_vocabulary_opens_to_the_same_ids(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = Tokenizer.open(tmp_path)
+    assert again.ranks == tokenizer.ranks and again.end == tokenizer.end
+
+
+def test_learning_takes_the_most_frequent_pair_first():
+    learned = Tokenizer.learn(["ab ab ab cd cd"], 256 + 1 + 3)
+    assert sorted(learned.ranks, key=learned.ranks.get)[256:258] == [b"ab", b" ab"]  # " a" and "ab" tie? ab: 3, " a": 2
+
+
+@pytest.mark.parametrize("role, text, learned", [
+    ("answer", "P#a.", "a."), ("cot", "Pst#a.", "st#a."), ("unified", "Pqsrt#a.", "qsrt#a."),
+    ("decomposer", "Pqr.", "qr."), ("stepwise", "Pqsrt.", "qr."), ("solver", "Pqsrt#a.", "sta."),
+])
+def test_the_mask_learns_what_the_roles_table_says(role, text, learned, tokenizer):
+    assert set(ROLES) == {"answer", "cot", "unified", "decomposer", "stepwise", "solver"}
+    names = {"P": "Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n", "#": "#### ", "a": "27", ".": END,
+             "q": "How many pens does Bo have?\n", "s": "Bo has <<12+3=15>>15 pens.\n",
+             "r": "How many do they have?\n", "t": "They have <<12+15=27>>27 pens.\n"}
+    (ids, mask), = encode_problems([PROBLEM], role, tokenizer)
+    spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
+    assert spell(slice(None)) == "".join(names[c] for c in text)
+    assert spell(mask) == "".join(names[c] for c in learned)
+
+
+def test_one_sequence_a_problem_learns_what_one_sequence_a_sub_question_does(tokenizer):
+    model = GPT(GPTConfig(tokenizer.vocab_size, 200, 2, 2, 16)).initialise(0).double()
+
+    def summed(sequence):
+        ids, at, targets, weights = make_batch([sequence])
+        return F.cross_entropy(model(ids, at), targets, reduction="sum")
+
+    whole = summed(encode_problems([PROBLEM], "solver", tokenizer)[0])
+    laid_out = segments(PROBLEM, "solver")
+    parts = 0
+    for k, (text, learned) in enumerate(laid_out):
+        if learned:
+            before = [i for t, _ in laid_out[:k] for i in ([tokenizer.end] if t is None else tokenizer.encode(t))]
+            own = [tokenizer.end] if text is None else tokenizer.encode(text)
+            parts = parts + summed((np.array(before + own), np.array([False] * len(before) + [True] * len(own))))
+    torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_weighs_the_next_token_of_each_position():
+    sequences = [(np.array([5, 6, 7]), np.array([False, True, False])), (np.array([1, 2, 3, 4]), np.array([False, False, True, True]))]
+    ids, at, targets, weights = make_batch(sequences, text_weight=0.25)
+    assert ids.tolist() == [[5, 6, 0], [1, 2, 3]]
+    assert at.tolist() == [0, 1, 3, 4, 5] and targets.tolist() == [6, 7, 2, 3, 4]
+    assert weights.tolist() == [1.0, 0.25, 0.25, 1.0, 1.0]
+    assert make_batch(sequences)[1].tolist() == [0, 4, 5]
+
+
+@pytest.mark.parametrize("budget", [1, 64, 512])
+def test_every_sequence_is_in_one_batch_within_the_budget(budget):
+    lengths = np.random.default_rng(0).integers(3, 200, 10000)
+    batches = plan_batches(lengths, budget, np.random.default_rng(1))
+    assert sorted(i for batch in batches for i in batch) == list(range(10000))
+    for batch in batches:
+        assert len(batch) == 1 or lengths[batch].max() * len(batch) <= budget
+    if budget == 512:
+        assert lengths.sum() > 0.95 * sum(lengths[batch].max() * len(batch) for batch in batches)
+    assert batches == plan_batches(lengths, budget, np.random.default_rng(1))
+
+
+def without(field):
+    return {key: value for key, value in PROBLEM.items() if key != field}
+
+
+@pytest.mark.parametrize("row, told", [
+    (b"{", "not JSON"), (b'["a"]', "object is expected"), (b'{"problem": "\xff"}', "not UTF-8"),
+    (without("problem"), "'problem' is missing"), (without("steps"), "'steps'"), (without("answer"), "'answer' is missing"),
+    (PROBLEM | {"answer": 27}, "'answer' must be a string, found int"), (PROBLEM | {"problem": " "}, "'problem' is empty"),
+    (PROBLEM | {"steps": []}, "'steps' must be a list with at least one"), (PROBLEM | {"steps": ["a"]}, r"steps\[0\]"),
+    (PROBLEM | {"steps": [{"question": "a"}]}, r"'steps\[0\].solution' is missing"),
+])
+def test_what_is_wrong_in_a_file_is_named_by_file_line_and_field(row, told, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = row if isinstance(row, bytes) else json.dumps(row).encode()
+    path.write_bytes(json.dumps(PROBLEM).encode() + b"\n\n" + row + b"\n")
+    with pytest.raises(UserError, match=told) as error:
+        read_problems(path)
+    assert str(error.value).startswith(f"{path}:3: ") and "\n" not in str(error.value)
+
+
+def test_a_problem_read_is_a_problem_written(tmp_path):
+    problem = PROBLEM | {"id": "x-1", "note": {"kept": True}, "problem": "\u2028東京 Ana"}
+    data.write_problems(tmp_path / "rows.jsonl", [problem] * 3)
+    assert read_problems(tmp_path / "rows.jsonl") == [problem] * 3
+
+
+def test_files_are_written_aside_and_move_in_together_or_not_at_all(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), data.written_aside(tmp_path) as folder:
+        (folder / "a").write_text("new")
+        1 / 0
+    assert (tmp_path / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
+    with data.written_aside(tmp_path) as folder:
+        (folder / "a").write_text("new")
+        (folder / "b").write_text("new")
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
