@@ -295,8 +295,12 @@ MARK = "#### "  # GSM8K's mark before the final answer
 
 
 def line(text):
-    """A problem, a sub-question or a solution as it stands in a sequence: on one line, with the line's end."""
-    return " ".join(text.split()) + "\n"
+    """A problem, a sub-question or a solution as it stands in a sequence: on one line, with the line's end.
+
+    It begins with a space, since GPT-2's tokens carry the space before them: so a name is the same token at the start of
+    a line and inside it, and a student can copy it as it stands.
+    """
+    return f" {' '.join(text.split())}\n"
 
 
 def segments(problem, role):

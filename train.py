@@ -7,10 +7,9 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +32,18 @@ def parse_args(argv=None):
     p.add_argument("--force", action="store_true", help="replace the student that is in --out")
     p.add_argument("--init", type=Path, metavar="DIR", help="start from this student, or this GPT-2 folder")
     p.add_argument("--tokenizer", choices=["learned", "gpt2"], help="vocabulary of a student from scratch (learned)")
-    p.add_argument("--vocab-size", type=int, default=1024, help="of a learned vocabulary, tokens")
-    p.add_argument("--block-size", type=int, default=512, help="longest sequence of a student from scratch, tokens")
-    p.add_argument("--n-layer", type=int, default=4)
-    p.add_argument("--n-head", type=int, default=4)
-    p.add_argument("--n-embd", type=int, default=128)
-    p.add_argument("--dropout", type=float, default=0.0)
+    p.add_argument("--vocab-size", type=int, help="of a learned vocabulary, tokens (1024)")
+    p.add_argument("--block-size", type=int, help="longest sequence of a student from scratch, tokens (512)")
+    p.add_argument("--n-layer", type=int, help="(4)")
+    p.add_argument("--n-head", type=int, help="(4)")
+    p.add_argument("--n-embd", type=int, help="(128)")
+    p.add_argument("--dropout", type=float, help="(0)")
     p.add_argument("--minutes", type=float, default=8.0, help="of training, after the set-up")
     p.add_argument("--steps", type=int, help="stop after so many optimizer steps instead of --minutes")
     p.add_argument("--batch-tokens", type=int, help="tokens of a step, padding included (512; 8192 on a GPU)")
     p.add_argument("--optimizer", choices=["muon", "adamw"], help="muon from scratch, adamw from a GPT-2 folder")
     p.add_argument("--lr", type=float, help="peak learning rate (0.002; 5e-5 from a GPT-2 folder)")
+    p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3 from scratch, else 0)")
     p.add_argument("--seed", type=int, default=0)
@@ -124,9 +124,9 @@ def make_optimizers(model, args):
 
 # ---- the loop ----------------------------------------------------------------------------------------------------------
 
-def learning_rate(step, progress, args):
-    """The rate's share of its peak at optimizer step `step` (from 0) and `progress` (0 to 1) of the run: warm-up, cosine to 0."""
-    return min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+def schedule(step, done, warmup):
+    """The learning rate's share of its peak: warm-up over the first `warmup` steps, cosine to 0 as `done` goes to 1."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def weighted_loss(model, batch, autocast):
@@ -150,84 +150,77 @@ def validate(model, batches, autocast):
 def train(model, sequences, valid_batches, save, args):
     """Train `model` in place until --minutes or --steps are over, or Ctrl-C.
 
-    sequences: list of (ids, learned) of data.encode_problems. save(name, info) keeps the student as "best" (the lowest
-    validation loss so far) or "last". Returns a dict of the run's figures.
+    sequences: list of (ids, learned) of data.encode_problems; valid_batches: list of data.make_batch's batches.
+    save(figures) is called whenever the validation loss is the lowest so far. Returns the run's figures: a dict of
+    steps, epochs, tokens and learned tokens seen, seconds, valid_loss at the end, best valid_loss, stopped (by Ctrl-C).
     """
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
-    autocast = {"float32": contextlib.nullcontext}.get(
-        args.dtype, lambda: torch.autocast(args.device.type, dtype=getattr(torch, args.dtype)))
+    autocast = contextlib.nullcontext if args.dtype == "float32" else partial(
+        torch.autocast, args.device.type, dtype=getattr(torch, args.dtype))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "float16")
     optimizers = make_optimizers(model, args)
     lengths = [len(ids) for ids, _ in sequences]
-    limit, unit = (args.steps, "step") if args.steps else (60 * args.minutes, "s")
-    every = limit / 10  # between validations
+    learned = [int(mask.sum()) for _, mask in sequences]
+    limit = args.steps or 60 * args.minutes  # optimizer steps, or seconds
+    figures = dict(steps=0, epochs=0, tokens=0, learned=0, seconds=0.0, valid_loss=math.inf, best=math.inf, stopped=False)
+    since = torch.zeros(2, device=args.device)  # weighted loss and weight since the last line of the log
+    queue, next_validation, start = [], 0.1, time.perf_counter()
 
-    start = time.perf_counter()
-    step, epoch, queue = 0, 0, []
-    best, next_validation = math.inf, every
-    running = torch.zeros(2, device=args.device)  # weighted loss and weight since the last report
-    seen = learned = 0  # tokens that went through the model and tokens under the loss at weight 1
-    stopped = False
-    bar = tqdm(total=round(limit), unit=unit, desc=args.role, disable=None, dynamic_ncols=True, bar_format=
-               "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
-    log = open(args.out / "log.jsonl", "a")
-    try:
-        while True:
-            done = step if args.steps else time.perf_counter() - start
-            if done >= limit:
-                break
-            if not queue:
-                queue = plan_batches(lengths, args.batch_tokens, rng)
-                epoch += 1
-            batch = make_batch([sequences[i] for i in queue.pop()], args.text_weight, args.device)
+    def check(log):
+        loss = figures["valid_loss"] = validate(model, valid_batches, autocast)
+        log.write(json.dumps({key: figures[key] for key in ("steps", "seconds", "valid_loss")}) + "\n")
+        log.flush()
+        if loss < figures["best"]:
+            figures["best"] = loss
+            save(figures)
 
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = args.lr * learning_rate(step, done / limit, args)
-                optimizer.zero_grad()
-            loss, weight = weighted_loss(model, batch, autocast)
-            scaler.scale(loss / weight).backward()
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
+    bar = tqdm(total=round(limit), desc=args.role, disable=None, dynamic_ncols=True,
+               bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
+    with open(args.out / "log.jsonl", "w") as log:
+        try:
+            while (done := (figures["steps"] if args.steps else time.perf_counter() - start) / limit) < 1:
+                if done >= next_validation:
+                    next_validation += 0.1
+                    check(log)
+                if not queue:
+                    queue = plan_batches(lengths, args.batch_tokens, rng)
+                    figures["epochs"] += 1
+                chosen = queue.pop()
+                batch = make_batch([sequences[i] for i in chosen], args.text_weight, args.device)
 
-            step += 1
-            seen += batch[0].numel()
-            running += torch.stack([loss.detach(), weight])
-            if step % 50 == 0:
-                total, weight = running.tolist()
-                running.zero_()
-                seconds = time.perf_counter() - start
-                if not math.isfinite(total):
-                    raise UserError(f"the loss is no longer a number at step {step}: try a lower --lr")
-                entry = {"step": step, "seconds": round(seconds, 2), "loss": round(total / weight, 4),
-                         "lr": optimizers[0].param_groups[0]["lr"], "tokens": seen}
-                log.write(json.dumps(entry) + "\n")
-                bar.set_postfix_str(f"loss {total / weight:.3f}, {seen / seconds:,.0f} tokens/s", refresh=False)
-                bar.update(min(step if args.steps else round(seconds), bar.total) - bar.n)
-            if (step if args.steps else time.perf_counter() - start) >= next_validation:
-                next_validation += every
-                valid_loss = validate(model, valid_batches, autocast)
-                log.write(json.dumps({"step": step, "seconds": round(time.perf_counter() - start, 2),
-                                      "valid_loss": round(valid_loss, 5)}) + "\n")
-                log.flush()
-                if valid_loss < best:
-                    best = valid_loss
-                    save("best", {"step": step, "valid_loss": best})
-    except KeyboardInterrupt:
-        stopped = True
-    bar.close()
-    log.close()
-    valid_loss = validate(model, valid_batches, autocast)
-    if valid_loss < best:
-        best = valid_loss
-        save("best", {"step": step, "valid_loss": best})
-    return {"steps": step, "epochs": epoch, "tokens": seen, "seconds": time.perf_counter() - start,
-            "valid_loss": valid_loss, "best": best, "stopped": stopped}
+                loss, weight = weighted_loss(model, batch, autocast)
+                scaler.scale(loss / weight).backward()
+                for optimizer in optimizers:
+                    scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = args.lr * schedule(figures["steps"], done, args.warmup)
+                    scaler.step(optimizer)
+                    optimizer.zero_grad()
+                scaler.update()
+
+                figures["steps"] += 1
+                figures["tokens"] += batch[0].numel()
+                figures["learned"] += sum(learned[i] for i in chosen)
+                figures["seconds"] = time.perf_counter() - start
+                since += torch.stack([loss.detach(), weight])
+                if figures["steps"] % 50 == 0:
+                    loss, weight = since.tolist()
+                    since.zero_()
+                    if not math.isfinite(loss):
+                        raise UserError(f"the loss is not a number at step {figures['steps']}: try a lower --lr")
+                    log.write(json.dumps({key: figures[key] for key in ("steps", "seconds", "tokens")} |
+                                         {"loss": loss / weight, "lr": group["lr"]}) + "\n")
+                    bar.set_postfix_str(f"loss {loss / weight:.3f}, {figures['learned'] / figures['seconds']:,.0f} "
+                                        "learned tokens/s", refresh=False)
+                    bar.update(min(round(done * limit), bar.total) - bar.n)
+        except KeyboardInterrupt:
+            figures["stopped"] = True
+        bar.close()
+        check(log)
+    return figures
 
 
 # ---- set-up ------------------------------------------------------------------------------------------------------------
@@ -239,30 +232,69 @@ def settle(args):
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {args.device}: {str(e).splitlines()[0]}", 2)
+    for flag in ("minutes", "steps", "batch_tokens", "lr", "block_size", "n_layer", "n_head", "n_embd"):
+        value = getattr(args, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{flag.replace('_', '-')} must be more than 0", 2)
+    shape = dict(block_size=512, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
+    if args.init:
+        given = [flag for flag in (*shape, "tokenizer", "vocab_size") if getattr(args, flag) is not None]
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} cannot be chosen with --init {args.init}, which brings its own", 2)
+    for flag, default in shape.items():
+        setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
+    if args.n_embd % args.n_head:
+        raise UserError(f"--n-embd {args.n_embd} is no multiple of --n-head {args.n_head}", 2)
     on_gpu = args.device.type == "cuda"
     if args.dtype is None:
         args.dtype = ("bfloat16" if torch.cuda.is_bf16_supported() else "float16") if on_gpu else "float32"
     args.out = args.out or Path("runs", args.role)
     args.batch_tokens = args.batch_tokens or (8192 if on_gpu else 512)
+    # a published GPT-2 has been pretrained: gentle steps, and the learned segments alone, as in the paper
     published = args.init is not None and not (args.init / "student.json").exists()
     args.optimizer = args.optimizer or ("adamw" if published else "muon")
     args.lr = args.lr or (5e-5 if published else 2e-3)
-    args.warmup = 100
     if args.text_weight is None:
         args.text_weight = 0.0 if published else 0.3
     return args
 
 
-def open_data(path, role, tokenizer, block_size):
-    """Read and encode a file for a role; what is longer than the block is left out and counted on stderr."""
-    sequences = encode_problems(read_problems(path), role, tokenizer)
-    fitting = [s for s in sequences if len(s[0]) <= block_size + 1]
+def open_student(args, problems):
+    """The model to start from and its tokenizer: --init's, or new ones."""
+    if args.init:
+        try:
+            return GPT.open(args.init), Tokenizer.open(args.init)
+        except ValueError as e:
+            raise UserError(e)
+    if args.tokenizer == "gpt2":
+        tokenizer = Tokenizer.gpt2()
+    else:
+        texts = (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text)
+        tokenizer = Tokenizer.learn(texts, args.vocab_size or 1024)
+    config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd, args.dropout)
+    return GPT(config).initialise(args.seed), tokenizer
+
+
+def encode_fitting(problems, path, role, tokenizer, block_size):
+    """Encode problems for a role; those longer than the block are left out, and counted on stderr."""
+    sequences = encode_problems(problems, role, tokenizer)
+    fitting = [sequence for sequence in sequences if len(sequence[0]) <= block_size + 1]
     if len(fitting) < len(sequences):
-        print(f"{path}: {len(sequences) - len(fitting)} of {len(sequences)} problems are longer than the block of "
-              f"{block_size} tokens and left out", file=sys.stderr)
+        tqdm.write(f"{path}: {len(sequences) - len(fitting):,} of {len(sequences):,} problems are longer than the block of "
+                   f"{block_size} tokens and left out", file=sys.stderr)
     if not fitting:
-        raise UserError(f"{path}: no problem fits into {block_size} tokens: give a larger --block-size")
+        raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
     return fitting
+
+
+def next_command(role):
+    """What to type when the student of `role` is ready."""
+    partner = {"solver": "decomposer", "decomposer": "solver", "stepwise": "solver"}.get(role)
+    if partner is None:
+        return f"python infer.py --procedure {role}"
+    if not Path("runs", partner, "student.json").exists():
+        return f"python train.py --role {partner} --init runs/{role}" + (" --minutes 1.5" if role == "solver" else "")
+    return "python infer.py" + (" --procedure stepwise" if role == "stepwise" else "")
 
 
 def main(argv=None):
@@ -271,39 +303,35 @@ def main(argv=None):
     if not args.train.exists():
         raise UserError(f"{args.train}: no annotations here yet; make them with: python annotate.py")
     if (args.out / "student.json").exists() and not args.force:
-        raise UserError(f"{args.out}: holds a student already: --force replaces it, --out DIR keeps it", 2)
+        raise UserError(f"{args.out}: holds a student already; --force replaces it, --out DIR leaves it", 2)
+    torch.set_flush_denormal(True)  # a small model's gradients meet numbers that a CPU multiplies a hundred times slower
 
-    problems = read_problems(args.train)
-    if args.init:
-        try:
-            model = GPT.open(args.init)
-        except ValueError as e:
-            raise UserError(e)
-        tokenizer = Tokenizer.open(args.init)
-    else:
-        tokenizer = Tokenizer.gpt2() if args.tokenizer == "gpt2" else Tokenizer.learn(
-            (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text), args.vocab_size)
-        model = GPT(GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd, args.dropout))
-        model.initialise(args.seed)
+    problems, valid = read_problems(args.train), read_problems(args.valid)
+    model, tokenizer = open_student(args, problems)
     model.to(args.device)
-    sequences = open_data(args.train, args.role, tokenizer, model.config.block_size)
-    valid = open_data(args.valid, args.role, tokenizer, model.config.block_size)
+    block_size = model.config.block_size
+    sequences = encode_fitting(problems, args.train, args.role, tokenizer, block_size)
+    valid = encode_fitting(valid, args.valid, args.role, tokenizer, block_size)
     valid_batches = [make_batch([valid[i] for i in batch], 0.0, args.device)
                      for batch in plan_batches([len(ids) for ids, _ in valid], 8192, np.random.default_rng(0))]
-
+    print(f"{args.role}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(sequences):,} problems, "
+          f"vocabulary {tokenizer.vocab_size:,}, {args.optimizer}, {args.device.type} {args.dtype}", file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    def save(name, info):
-        with written_aside(args.out) as folder:
-            model.save(folder)
-            tokenizer.save(folder)
-            (folder / "student.json").write_text(json.dumps({"role": args.role, **info}))
+    def save(folder, figures):
+        with written_aside(folder) as aside:
+            model.save(aside)
+            tokenizer.save(aside)
+            about = {"role": args.role, "init": str(args.init) if args.init else None, **figures}
+            (aside / "student.json").write_text(json.dumps(about) + "\n")
 
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{args.role}: {parameters:,} parameters, {len(sequences):,} problems, {args.device.type} {args.dtype}, "
-          f"vocabulary {tokenizer.vocab_size:,}", file=sys.stderr)
-    result = train(model, sequences, valid_batches, save, args)
-    print(result)
+    figures = train(model, sequences, valid_batches, partial(save, args.out), args)
+    save(args.out / "last", figures)
+    print(f"{args.role}: {figures['steps']:,} steps, {figures['tokens'] / 1e6:.1f} M tokens ({figures['epochs']} epochs) in "
+          f"{figures['seconds'] / 60:.1f} min; validation loss {figures['valid_loss']:.4f}, best {figures['best']:.4f}\n"
+          f"{'stopped early, but usable' if figures['stopped'] else 'kept'} in {args.out}\nnext: {next_command(args.role)}")
+    if figures["stopped"]:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

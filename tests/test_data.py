@@ -98,9 +98,9 @@ def test_learning_takes_the_most_frequent_pair_first():
 ])
 def test_the_mask_learns_what_the_roles_table_says(role, text, learned, tokenizer):
     assert set(ROLES) == {"answer", "cot", "unified", "decomposer", "stepwise", "solver"}
-    names = {"P": "Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n", "#": "#### ", "a": "27", ".": END,
-             "q": "How many pens does Bo have?\n", "s": "Bo has <<12+3=15>>15 pens.\n",
-             "r": "How many do they have?\n", "t": "They have <<12+15=27>>27 pens.\n"}
+    names = {"P": " Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n", "#": "#### ", "a": "27", ".": END,
+             "q": " How many pens does Bo have?\n", "s": " Bo has <<12+3=15>>15 pens.\n",
+             "r": " How many do they have?\n", "t": " They have <<12+15=27>>27 pens.\n"}
     (ids, mask), = encode_problems([PROBLEM], role, tokenizer)
     spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
     assert spell(slice(None)) == "".join(names[c] for c in text)
