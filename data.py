@@ -169,6 +169,10 @@ class Tokenizer:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._tiktoken.decode(ids)
 
+    def decode_bytes(self, ids):
+        """Bytes of token ids."""
+        return self._tiktoken.decode_bytes(ids)
+
     def save(self, folder):
         """Write vocab.json and merges.txt, which transformers' GPT-2 tokenizer reads to the same ids."""
         words = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
@@ -209,8 +213,8 @@ class Tokenizer:
         """Learn a byte-level BPE vocabulary (Sennrich et al. 2016) of at most `vocab_size` tokens from an iterable of str.
 
         The most frequent pair of neighbouring tokens within a word becomes a token, again and again; ties go to the pair
-        that is first in byte order, so that the same texts give the same vocabulary. A digit or a newline is always a
-        token of its own. A token that can overlap itself (begins as it ends, "tot") is not made: tiktoken and
+        that is first in byte order, so that the same texts give the same vocabulary. A newline is always a token of its
+        own, and so is a digit, but for the space before it. A token that can overlap itself (begins as it ends, "tot") is not made: tiktoken and
         transformers would break such ties differently.
         """
         counts = Counter(word for text in texts for word in _WORDS.findall(text))
@@ -228,7 +232,7 @@ class Tokenizer:
             if -n != pairs[pair] or n == 0:
                 continue  # an old count: the pair's present one is in the heap too
             token = pair[0] + pair[1]
-            if token in ranks or re.search(rb"[0-9\n]", token) or -n < 2 or _overlaps_itself(token):
+            if token in ranks or re.search(rb"\n|[^ ][0-9]|[0-9].", token) or -n < 2 or _overlaps_itself(token):
                 continue
             ranks[token] = len(ranks)
             changed = set()
@@ -291,7 +295,7 @@ ROLES = {
     "stepwise": Role("qs", ".", "q."),
     "solver": Role("qs", "#a", "sa"),
 }
-MARK = "#### "  # GSM8K's mark before the final answer
+MARK = "####"  # GSM8K's mark before the final answer
 
 
 def line(text):
@@ -309,7 +313,7 @@ def segments(problem, role):
     An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop.
     """
     step, close, learned = ROLES[role]
-    text = {"P": line(problem["problem"]), "#": MARK, "a": problem["answer"].strip(), ".": None}
+    text = {"P": line(problem["problem"]), "#": MARK, "a": " " + problem["answer"].strip(), ".": None}
     laid_out = [(text["P"], False)]
     for one in problem["steps"]:
         text |= {"q": line(one["question"]), "s": line(one["solution"])}

@@ -37,7 +37,7 @@ def test_any_text_comes_back_from_its_ids(tokenizer):
 def test_digits_and_newlines_are_single_tokens(tokenizer):
     assert tokenizer.vocab_size > 280
     for token in tokenizer.ranks:
-        assert len(token) == 1 or not set(token) & set(b"0123456789\n")
+        assert b"\n" not in token[1:] and not set(token[1:]) & set(b"0123456789") or token[:1] == b" " and len(token) == 2
     assert len(tokenizer.encode("40213")) == 5
     assert tokenizer.encode("\n") == [tokenizer.newline]
 
@@ -98,7 +98,7 @@ def test_learning_takes_the_most_frequent_pair_first():
 ])
 def test_the_mask_learns_what_the_roles_table_says(role, text, learned, tokenizer):
     assert set(ROLES) == {"answer", "cot", "unified", "decomposer", "stepwise", "solver"}
-    names = {"P": " Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n", "#": "#### ", "a": "27", ".": END,
+    names = {"P": " Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n", "#": "####", "a": " 27", ".": END,
              "q": " How many pens does Bo have?\n", "s": " Bo has <<12+3=15>>15 pens.\n",
              "r": " How many do they have?\n", "t": " They have <<12+15=27>>27 pens.\n"}
     (ids, mask), = encode_problems([PROBLEM], role, tokenizer)
