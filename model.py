@@ -27,7 +27,7 @@ class GPTConfig:
     dropout: float = 0.0
 
 
-LOOK_BACK = 1.5  # how sharply the first layer's heads look at one position at the start of training
+LOOK_BACK = 4.0  # how sharply the first layer's heads look at one position at the start of training
 
 
 class Linear(nn.Module):
@@ -128,7 +128,8 @@ class GPT(nn.Module):
         GPT-2's: normal with deviation 0.02, divided by sqrt(2 n_layer) for the matrices that add to the residual stream;
         biases 0, norms 1. Two departures spare a student from scratch what pretraining would have taught it; both are
         only where learning starts. The position embeddings are sinusoids (Vaswani et al. 2017) of amplitude 0.03, and the
-        heads of the first layer look 0, 1, 2, ... tokens back.
+        heads of the first layer look 0, 1, 2, ... tokens back, by the sinusoids of the highest frequencies, from whose
+        dimensions the token embeddings stay away at first.
         """
         draw = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
@@ -137,15 +138,15 @@ class GPT(nn.Module):
                 p.copy_(torch.empty(p.shape).normal_(0, deviation, generator=draw))
             else:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
-        half = self.config.n_embd // 2
+        half, head_dim = self.config.n_embd // 2, self.config.n_embd // self.config.n_head
         frequency = 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
         angle = torch.arange(self.config.block_size)[:, None] * frequency  # (block_size, half)
         self.wpe.weight[:, :2 * half] = 0.03 * torch.cat([angle.sin(), angle.cos()], dim=1).to(self.wpe.weight)
         # A head's key is the position's sin and cos at the highest frequencies, its query the same turned back by `back`
         # tokens: sin(w (p - back)) = sin(wp) cos(w back) - cos(wp) sin(w back). Their product is largest at p - back.
-        head_dim = self.config.n_embd // self.config.n_head
         query_key = self.h[0].attn.c_attn.weight[:, :2 * self.config.n_embd].view(-1, 2, self.config.n_head, head_dim)
-        for i in range(head_dim // 2):
+        for i in range(min(head_dim, half // 2) // 2):
+            self.wte.weight[:, [i, half + i]] = 0
             for back in range(self.config.n_head):
                 query, key = query_key[:, 0, back], query_key[:, 1, back]  # (n_embd, head_dim)
                 cos, sin = math.cos(frequency[i] * back), math.sin(frequency[i] * back)

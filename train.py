@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import math
+import shlex
 import sys
 import time
 from functools import partial
@@ -36,13 +37,13 @@ def parse_args(argv=None):
     p.add_argument("--block-size", type=int, help="longest sequence of a student from scratch, tokens (512)")
     p.add_argument("--n-layer", type=int, help="(4)")
     p.add_argument("--n-head", type=int, help="(4)")
-    p.add_argument("--n-embd", type=int, help="(128)")
+    p.add_argument("--n-embd", type=int, help="(96)")
     p.add_argument("--dropout", type=float, help="(0)")
-    p.add_argument("--minutes", type=float, default=8.0, help="of training, after the set-up")
+    p.add_argument("--minutes", type=float, default=10.0, help="of training, after the set-up (%(default)s)")
     p.add_argument("--steps", type=int, help="stop after so many optimizer steps instead of --minutes")
-    p.add_argument("--batch-tokens", type=int, help="tokens of a step, padding included (512; 8192 on a GPU)")
+    p.add_argument("--batch-tokens", type=int, help="tokens of a step, padding included (1024; 8192 on a GPU)")
     p.add_argument("--optimizer", choices=["muon", "adamw"], help="muon from scratch, adamw from a GPT-2 folder")
-    p.add_argument("--lr", type=float, help="peak learning rate (0.002; 5e-5 from a GPT-2 folder)")
+    p.add_argument("--lr", type=float, help="peak learning rate (0.003; 5e-5 from a GPT-2 folder)")
     p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3 from scratch, else 0)")
@@ -236,7 +237,7 @@ def settle(args):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{flag.replace('_', '-')} must be more than 0", 2)
-    shape = dict(block_size=512, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
+    shape = dict(block_size=512, n_layer=4, n_head=4, n_embd=96, dropout=0.0)
     if args.init:
         given = [flag for flag in (*shape, "tokenizer", "vocab_size") if getattr(args, flag) is not None]
         if given:
@@ -249,11 +250,11 @@ def settle(args):
     if args.dtype is None:
         args.dtype = ("bfloat16" if torch.cuda.is_bf16_supported() else "float16") if on_gpu else "float32"
     args.out = args.out or Path("runs", args.role)
-    args.batch_tokens = args.batch_tokens or (8192 if on_gpu else 512)
+    args.batch_tokens = args.batch_tokens or (8192 if on_gpu else 1024)
     # a published GPT-2 has been pretrained: gentle steps, and the learned segments alone, as in the paper
     published = args.init is not None and not (args.init / "student.json").exists()
     args.optimizer = args.optimizer or ("adamw" if published else "muon")
-    args.lr = args.lr or (5e-5 if published else 2e-3)
+    args.lr = args.lr or (5e-5 if published else 3e-3)
     if args.text_weight is None:
         args.text_weight = 0.0 if published else 0.3
     return args
@@ -287,14 +288,20 @@ def encode_fitting(problems, path, role, tokenizer, block_size):
     return fitting
 
 
-def next_command(role):
-    """What to type when the student of `role` is ready."""
+def next_command(args):
+    """What to type when the student is ready: train its partner, or solve problems."""
+    role, default = args.role, Path("runs", args.role)
     partner = {"solver": "decomposer", "decomposer": "solver", "stepwise": "solver"}.get(role)
-    if partner is None:
-        return f"python infer.py --procedure {role}"
-    if not Path("runs", partner, "student.json").exists():
-        return f"python train.py --role {partner} --init runs/{role}" + (" --minutes 1.5" if role == "solver" else "")
-    return "python infer.py" + (" --procedure stepwise" if role == "stepwise" else "")
+    if partner and not Path("runs", partner, "student.json").exists():
+        words = ["train.py", "--role", partner, "--init", args.out]
+        words += [word for flag in ("train", "valid") if (path := getattr(args, flag)) != Path("annotations", f"{flag}.jsonl")
+                  for word in (f"--{flag}", path)]
+        words += ["--minutes", 1] if role == "solver" else []
+    else:
+        words = ["infer.py"] if role in ("solver", "decomposer") else ["infer.py", "--procedure", role]
+        flag = {"solver": "--solver", "decomposer": "--decomposer", "stepwise": "--decomposer"}.get(role, "--student")
+        words += [flag, args.out] if args.out != default else []
+    return shlex.join(["python", *map(str, words)])
 
 
 def main(argv=None):
@@ -325,11 +332,12 @@ def main(argv=None):
             about = {"role": args.role, "init": str(args.init) if args.init else None, **figures}
             (aside / "student.json").write_text(json.dumps(about) + "\n")
 
+    save(args.out / "last", {"steps": 0})  # a disk that is full shows now, not after the training
     figures = train(model, sequences, valid_batches, partial(save, args.out), args)
     save(args.out / "last", figures)
     print(f"{args.role}: {figures['steps']:,} steps, {figures['tokens'] / 1e6:.1f} M tokens ({figures['epochs']} epochs) in "
           f"{figures['seconds'] / 60:.1f} min; validation loss {figures['valid_loss']:.4f}, best {figures['best']:.4f}\n"
-          f"{'stopped early, but usable' if figures['stopped'] else 'kept'} in {args.out}\nnext: {next_command(args.role)}")
+          f"{'stopped early, but usable' if figures['stopped'] else 'kept'} in {args.out}\nnext: {next_command(args)}")
     if figures["stopped"]:
         sys.exit(130)
 
