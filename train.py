@@ -321,9 +321,9 @@ def main(argv=None):
     valid = encode_fitting(valid, args.valid, args.role, tokenizer, block_size)
     valid_batches = [make_batch([valid[i] for i in batch], 0.0, args.device)
                      for batch in plan_batches([len(ids) for ids, _ in valid], 8192, np.random.default_rng(0))]
+    args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.role}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(sequences):,} problems, "
           f"vocabulary {tokenizer.vocab_size:,}, {args.optimizer}, {args.device.type} {args.dtype}", file=sys.stderr)
-    args.out.mkdir(parents=True, exist_ok=True)
 
     def save(folder, figures):
         with written_aside(folder) as aside:

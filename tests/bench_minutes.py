@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 STUDENTS = {"socratic": ("solver", "decomposer"), "stepwise": ("solver", "stepwise")}
-SECOND = 0.15  # of the minutes go to the student that starts from the other
+SECOND = 1 / 11  # of the minutes go to the student that starts from the other
 
 
 def script(name, *argv, folder):
