@@ -20,7 +20,7 @@ from random import Random
 
 from tqdm import tqdm
 
-from data import UserError, run, written_aside
+from data import Parser, UserError, check_text, read_rows, run, written_aside
 
 SPLITS = "train", "valid", "test"
 STYLES = "restate", "short"  # how solutions are laid out: see write_solution
@@ -624,31 +624,6 @@ def templates(args):
 
 # ---- GSM8K's Socratic files --------------------------------------------------------------------------------------------
 
-def read_gsm8k(path):
-    """Read a file of GSM8K; yields (line number, question, answer). Raises UserError that names file, line and field."""
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise UserError(f"{path}:{number}: not UTF-8 at byte {e.start} of the line")
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}:{number}: not JSON: {e}")
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: a JSON object is expected, found {type(row).__name__}")
-        for name in "question", "answer":
-            if name not in row:
-                raise UserError(f"{path}:{number}: field '{name}' is missing")
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise UserError(f"{path}:{number}: field '{name}' must be a string that is not empty")
-        yield number, row["question"], row["answer"]
-
-
 def convert_gsm8k(answer):
     """GSM8K's Socratic answer, lines "sub-question ** solution" and a last line "#### 70,000", as (steps, "70000").
 
@@ -678,14 +653,17 @@ def gsm8k(args):
         raise UserError("--valid and --test need a folder: --out DIR", 2)
     rows, left_out, seen, n_read = [], {}, set(), 0
     for path in args.files:
-        for number, question, answer in read_gsm8k(path):
+        for where, row in read_rows(path):
+            check_text(row, "question", where)
+            check_text(row, "answer", where)
+            question, answer = row["question"], row["answer"]
             n_read += 1
             try:
                 if question in seen:
                     raise ValueError("the same problem as an earlier row")
                 steps, answer = convert_gsm8k(answer)
             except ValueError as e:
-                left_out.setdefault(str(e), []).append(f"{path}:{number}")
+                left_out.setdefault(str(e), []).append(where)
                 continue
             seen.add(question)
             rows.append({"id": f"gsm8k-{n_read}", "problem": question, "steps": steps, "answer": answer,
@@ -761,17 +739,11 @@ def save(files):
 
 
 def next_command(out):
+    """What to type when the files in the folder `out` are there."""
     if out == Path("annotations"):
         return "next: python train.py --role solver"
     train, valid = (shlex.quote(str(out / f"{split}.jsonl")) for split in ("train", "valid"))
     return f"next: python train.py --role solver --train {train} --valid {valid}"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but bad usage is one line."""
-
-    def error(self, message):
-        raise UserError(f"{message} (see: {self.prog} --help)", 2)
 
 
 def whole(low):
@@ -784,6 +756,7 @@ def whole(low):
 
 
 def fraction(text):
+    """An argument type: a number from 0 to 1."""
     try:
         if 0 <= float(text) <= 1:
             return float(text)
@@ -793,6 +766,7 @@ def fraction(text):
 
 
 def span(text):
+    """An argument type: numbers of steps, "2-5" or "3", as (lowest, highest)."""
     m = re.fullmatch(r"([1-8])(?:-([1-8]))?", text)
     if not m or int(m[1]) > int(m[2] or m[1]):
         raise argparse.ArgumentTypeError(f"{text} is no range such as 2-5, from 1 to 8")
@@ -800,6 +774,7 @@ def span(text):
 
 
 def parse_args(argv):
+    """The flags of annotate.py. Raises UserError (status 2) for bad usage."""
     p = Parser(description="Write annotated problems: train.jsonl, valid.jsonl and test.jsonl.",
                epilog="Without a command: templates.")
     commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -839,6 +814,7 @@ def parse_args(argv):
 
 
 def main():
+    """Parse, then let the chosen teacher write its files."""
     args = parse_args(sys.argv[1:])
     args.teacher(args)
 

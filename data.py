@@ -2,6 +2,7 @@
 
 Nothing here knows of models or training; nothing elsewhere knows how text is laid out.
 """
+import argparse
 import contextlib
 import heapq
 import json
@@ -26,6 +27,13 @@ class UserError(Exception):
     def __init__(self, message, status=1):
         super().__init__(message)
         self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but bad usage is a UserError: one line, status 2."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see: {self.prog} --help)", 2)
 
 
 def run(main):
@@ -74,13 +82,11 @@ def written_aside(folder):
 
 # ---- the schema: one problem a line ------------------------------------------------------------------------------------
 
-def read_problems(path):
-    """Read a JSONL file of problems strictly.
+def read_rows(path):
+    """Read a JSONL file: yields (where, row), where "path:line" and the line's JSON object, a dict; empty lines are skipped.
 
-    Returns a list of dicts {"problem": str, "steps": [{"question": str, "solution": str}, ...], "answer": str, ...};
-    other keys are kept and ignored. Raises UserError that names file, line and field.
+    Raises UserError that names file and line.
     """
-    problems = []
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as e:
@@ -97,29 +103,41 @@ def read_problems(path):
             raise UserError(f"{where}: not JSON: {e}")
         if not isinstance(row, dict):
             raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
-        _text(row, "problem", where)
-        _text(row, "answer", where)
-        steps = row.get("steps")
-        if not isinstance(steps, list) or not steps:
-            raise UserError(f"{where}: field 'steps' must be a list with at least one step")
-        for k, step in enumerate(steps):
-            if not isinstance(step, dict):
-                raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
-            _text(step, "question", where, f"steps[{k}].")
-            _text(step, "solution", where, f"steps[{k}].")
-        problems.append(row)
-    if not problems:
-        raise UserError(f"{path}: holds no problem")
-    return problems
+        yield where, row
 
 
-def _text(row, field, where, prefix=""):
+def check_text(row, field, where, prefix=""):
+    """Raise UserError unless `row` has a string in `field` that is not blank."""
     if field not in row:
         raise UserError(f"{where}: field '{prefix}{field}' is missing")
     if not isinstance(row[field], str):
         raise UserError(f"{where}: field '{prefix}{field}' must be a string, found {type(row[field]).__name__}")
     if not row[field].strip():
         raise UserError(f"{where}: field '{prefix}{field}' is empty")
+
+
+def read_problems(path):
+    """Read a JSONL file of problems strictly.
+
+    Returns a list of dicts {"problem": str, "steps": [{"question": str, "solution": str}, ...], "answer": str, ...};
+    other keys are kept and ignored. Raises UserError that names file, line and field.
+    """
+    problems = []
+    for where, row in read_rows(path):
+        check_text(row, "problem", where)
+        check_text(row, "answer", where)
+        steps = row.get("steps")
+        if not isinstance(steps, list) or not steps:
+            raise UserError(f"{where}: field 'steps' must be a list with at least one step")
+        for k, step in enumerate(steps):
+            if not isinstance(step, dict):
+                raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
+            check_text(step, "question", where, f"steps[{k}].")
+            check_text(step, "solution", where, f"steps[{k}].")
+        problems.append(row)
+    if not problems:
+        raise UserError(f"{path}: holds no problem")
+    return problems
 
 
 def write_problems(path, problems):
@@ -135,10 +153,10 @@ def write_problems(path, problems):
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END = "<|endoftext|>"
 
-# GPT-2's files write a byte as a printable character: itself where it is one, else the next of 256, 257, ...
 # the same for Python's `re`, near enough to learn from: what it splits elsewhere is never merged when a text is encoded
 _WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
 
+# GPT-2's files write a byte as a printable character: itself where it is one, else the next of 256, 257, ...
 _printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _BYTES = _printable + [b for b in range(256) if b not in _printable]  # also the order of GPT-2's first 256 ids
 _CHAR = {b: chr(b) if b in _printable else chr(256 + i - len(_printable)) for i, b in enumerate(_BYTES)}
@@ -214,8 +232,8 @@ class Tokenizer:
 
         The most frequent pair of neighbouring tokens within a word becomes a token, again and again; ties go to the pair
         that is first in byte order, so that the same texts give the same vocabulary. A newline is always a token of its
-        own, and so is a digit, but for the space before it. A token that can overlap itself (begins as it ends, "tot") is not made: tiktoken and
-        transformers would break such ties differently.
+        own, and so is a digit, but for the space before it. A token that can overlap itself (begins as it ends, "tot") is
+        not made: tiktoken and transformers would break such ties differently.
         """
         counts = Counter(word for text in texts for word in _WORDS.findall(text))
         words = [([bytes([b]) for b in word.encode("utf-8")], n) for word, n in sorted(counts.items())]
@@ -282,6 +300,7 @@ def _overlaps_itself(token):
 # P problem, q sub-question, s solution, # the mark before the answer, a answer, . end of the sub-questions.
 # "#" is learned where the student itself must know that the answer is due; a solver is told, when no question is left.
 class Role(NamedTuple):
+    """How a problem is laid out for a role: kinds of segments, a letter each."""
     step: str     # what each step adds to the sequence, after P
     close: str    # what stands at the end
     learned: str  # the segments under the loss

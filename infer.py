@@ -3,7 +3,6 @@
 Read it in this order: the calculator; the procedures, each of which solves ONE problem and reads like the paper's figure;
 the engine, which runs many of them at once; the students' folders; evaluation; the prompt.
 """
-import argparse
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import MARK, Tokenizer, UserError, line, read_problems, run
+from data import MARK, Parser, Tokenizer, UserError, line, read_problems, run
 from model import GPT, KVCache
 
 
@@ -522,7 +521,7 @@ def with_history():
 
 def parse_args(argv=None):
     """The flags of infer.py. Raises UserError (status 2) for flags that make no sense together."""
-    p = argparse.ArgumentParser(description="Solve problems with trained students; without a flag, at a prompt.")
+    p = Parser(description="Solve problems with trained students; without a flag, at a prompt.")
     p.add_argument("--problem", metavar="TEXT", help="solve this one and leave")
     p.add_argument("--eval", type=Path, metavar="FILE", help="solve all problems of a JSONL file and print the accuracy")
     p.add_argument("--limit", type=int, metavar="N", help="only the first N problems of --eval")

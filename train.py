@@ -3,7 +3,6 @@
 One screen of set-up (main), then the loop (train), read from top to bottom. The student's folder is a Hugging Face GPT-2
 folder: config.json, model.safetensors, vocab.json, merges.txt; beside them student.json (its role) and log.jsonl.
 """
-import argparse
 import contextlib
 import json
 import math
@@ -18,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import ROLES, Tokenizer, UserError, encode_problems, make_batch, plan_batches, read_problems, run, segments, \
+from data import ROLES, Parser, Tokenizer, UserError, encode_problems, make_batch, plan_batches, read_problems, run, segments, \
     written_aside
 from model import GPT, GPTConfig
 
 
 def parse_args(argv=None):
     """The flags of train.py. Raises UserError for a combination that makes no sense."""
-    p = argparse.ArgumentParser(description="Train one student on Socratic annotations.")
+    p = Parser(description="Train one student on Socratic annotations.")
     p.add_argument("--role", choices=ROLES, required=True, help="what the student learns to write")
     p.add_argument("--train", type=Path, default="annotations/train.jsonl", metavar="FILE")
     p.add_argument("--valid", type=Path, default="annotations/valid.jsonl", metavar="FILE")

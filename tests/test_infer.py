@@ -486,7 +486,7 @@ def test_bad_usage_is_one_line(argv, status, message, tmp_path, monkeypatch, cap
 
 def test_unknown_procedure_is_bad_usage(capsys):
     code, said = fails(capsys, "--procedure", "magic")
-    assert code == 2 and "magic" in said and "socratic" in said
+    assert code == 2 and "magic" in said and "socratic" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("out, message", [("/dev/full", "error: /dev/full: No space left on device\n"),
