@@ -7,6 +7,7 @@ import contextlib
 import heapq
 import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -341,12 +342,39 @@ def segments(problem, role):
     return laid_out + [(None, True)] if close.endswith("a") else laid_out
 
 
+def recitations(problems, count, seed):
+    """Exercises in finding a number by its name, made of the problems' own solutions: a student from scratch starts on them.
+
+    Each is laid out as `segments` does: the closing statements of up to 8 solutions, as far as their first number ("Carl
+    has 131."), then three times again in other orders, the numbers learned. A problem asks once in a while for a number
+    that stands far back; here every fifth token is one. Returns `count` lists of (text, learned), the same for the same
+    seed; none if fewer than 8 solutions close with a number.
+    """
+    statements = []  # what it is found by, " Carl has", and its number, " 131."
+    for problem in problems:
+        for step in problem["steps"]:
+            closing = re.split(r"(?<=[.!?]) ", re.sub("<<.*?>>", "", line(step["solution"])).strip())[-1].strip()
+            if (number := re.search(r" ?\d[\d.,]*", closing)) and number.start():
+                statements.append((" " + closing[:number.start()], number[0].rstrip(".,") + "."))
+    rng, exercises = random.Random(seed), []
+    while len(exercises) < count and len(statements) >= 8:
+        told = dict(rng.sample(statements, rng.randint(4, 8)))
+        rounds = [rng.sample(list(told), len(told)) for _ in range(4)]
+        exercises.append([segment for k, names in enumerate(rounds) for name in names
+                          for segment in ((name, False), (told[name], k > 0))])
+    return exercises
+
+
 def encode_problems(problems, role, tokenizer):
-    """Sequences for a role: a list of (ids, learned), numpy arrays of int32 and bool of one length each.
+    """Sequences for a role, as of `encode`."""
+    return encode([segments(problem, role) for problem in problems], tokenizer)
+
+
+def encode(laid_out, tokenizer):
+    """Sequences of `segments` or `recitations`: a list of (ids, learned), numpy arrays of int32 and bool of one length each.
 
     Segments are encoded one by one, so that training and decoding see the same token boundaries.
     """
-    laid_out = [segments(problem, role) for problem in problems]
     texts = list(dict.fromkeys(text for one in laid_out for text, _ in one if text is not None))
     ids = dict(zip(texts, tokenizer.encode_all(texts))) | {None: [tokenizer.end]}
     sequences = []

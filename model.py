@@ -27,7 +27,8 @@ class GPTConfig:
     dropout: float = 0.0
 
 
-LOOK_BACK = 4.0  # how sharply the first layer's heads look at one position at the start of training
+LOOK_BACK = 4.0   # how sharply the first layer's heads look at one position at the start of training
+EMBEDDING = 10.0  # how many times larger than GPT-2's a student's embeddings start
 
 
 class Linear(nn.Module):
@@ -126,10 +127,12 @@ class GPT(nn.Module):
         """Draw initial weights, the same for the same seed on every device; returns the model.
 
         GPT-2's: normal with deviation 0.02, divided by sqrt(2 n_layer) for the matrices that add to the residual stream;
-        biases 0, norms 1. Two departures spare a student from scratch what pretraining would have taught it; both are
+        biases 0, norms 1. Three departures spare a student from scratch what pretraining would have taught it; all are
         only where learning starts. The position embeddings are sinusoids (Vaswani et al. 2017) of amplitude 0.03, and the
-        heads of the first layer look 0, 1, 2, ... tokens back, by the sinusoids of the highest frequencies, from whose
-        dimensions the token embeddings stay away at first.
+        heads of the first layer look 1, 2, 3, ... tokens back, by the sinusoids of the highest frequencies, from whose
+        dimensions the token embeddings stay away at first. Then both embeddings are made ten times larger, and the last
+        norm as much smaller, which leaves the logits as they were: AdamW's steps at a student's rate would rewrite
+        embeddings of 0.02 within a few steps, and the heads would no longer look anywhere.
         """
         draw = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
@@ -147,8 +150,8 @@ class GPT(nn.Module):
         query_key = self.h[0].attn.c_attn.weight[:, :2 * self.config.n_embd].view(-1, 2, self.config.n_head, head_dim)
         for i in range(min(head_dim, half // 2) // 2):
             self.wte.weight[:, [i, half + i]] = 0
-            for back in range(self.config.n_head):
-                query, key = query_key[:, 0, back], query_key[:, 1, back]  # (n_embd, head_dim)
+            for head in range(self.config.n_head):
+                query, key, back = query_key[:, 0, head], query_key[:, 1, head], head + 1  # (n_embd, head_dim) twice
                 cos, sin = math.cos(frequency[i] * back), math.sin(frequency[i] * back)
                 key[i, 2 * i] += LOOK_BACK
                 key[half + i, 2 * i + 1] += LOOK_BACK
@@ -156,6 +159,9 @@ class GPT(nn.Module):
                 query[half + i, 2 * i] -= LOOK_BACK * sin
                 query[half + i, 2 * i + 1] += LOOK_BACK * cos
                 query[i, 2 * i + 1] += LOOK_BACK * sin
+        for embedding in (self.wte, self.wpe):
+            embedding.weight *= EMBEDDING
+        self.ln_f.weight.fill_(1 / EMBEDDING)
         return self
 
     def save(self, folder):

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import ROLES, Parser, Tokenizer, UserError, encode_problems, make_batch, plan_batches, read_problems, run, segments, \
-    written_aside
+from data import ROLES, Parser, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
+    recitations, run, segments, written_aside
 from model import GPT, GPTConfig
 
 
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     p.add_argument("--vocab-size", type=int, help="of a learned vocabulary, tokens (1024)")
     p.add_argument("--block-size", type=int, help="longest sequence of a student from scratch, tokens (512)")
     p.add_argument("--n-layer", type=int, help="(4)")
-    p.add_argument("--n-head", type=int, help="(4)")
+    p.add_argument("--n-head", type=int, help="(one for every 32 of --n-embd)")
     p.add_argument("--n-embd", type=int, help="(96)")
     p.add_argument("--dropout", type=float, help="(0)")
     p.add_argument("--minutes", type=float, default=10.0, help="of training, after the set-up (%(default)s)")
@@ -46,6 +46,8 @@ def parse_args(argv=None):
     p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3 from scratch, else 0)")
+    p.add_argument("--recite", type=float, metavar="SHARE", help="of the training, in which a student first learns to find "
+                   "numbers by their names (0.04 from scratch, else 0)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32 on a CPU, else the GPU's best)")
@@ -147,10 +149,11 @@ def validate(model, batches, autocast):
     return loss / weight
 
 
-def train(model, sequences, valid_batches, save, args):
+def train(model, sequences, exercises, valid_batches, save, args):
     """Train `model` in place until --minutes or --steps are over, or Ctrl-C.
 
-    sequences: list of (ids, learned) of data.encode_problems; valid_batches: list of data.make_batch's batches.
+    sequences, exercises: lists of (ids, learned) of data.encode; the exercises are for the first share of --recite.
+    valid_batches: list of data.make_batch's batches.
     save(figures) is called whenever the validation loss is the lowest so far. Returns the run's figures: a dict of
     steps, epochs, tokens and learned tokens seen, seconds, valid_loss at the end, best valid_loss, stopped (by Ctrl-C).
     """
@@ -160,12 +163,10 @@ def train(model, sequences, valid_batches, save, args):
         torch.autocast, args.device.type, dtype=getattr(torch, args.dtype))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "float16")
     optimizers = make_optimizers(model, args)
-    lengths = [len(ids) for ids, _ in sequences]
-    learned = [int(mask.sum()) for _, mask in sequences]
     limit = args.steps or 60 * args.minutes  # optimizer steps, or seconds
     figures = dict(steps=0, epochs=0, tokens=0, learned=0, seconds=0.0, valid_loss=math.inf, best=math.inf, stopped=False)
     since = torch.zeros(2, device=args.device)  # weighted loss and weight since the last line of the log
-    queue, next_validation, start = [], 0.1, time.perf_counter()
+    queue, reciting, next_validation, start = [], False, 0.1, time.perf_counter()
 
     def check(log):
         loss = figures["valid_loss"] = validate(model, valid_batches, autocast)
@@ -183,11 +184,13 @@ def train(model, sequences, valid_batches, save, args):
                 if done >= next_validation:
                     next_validation += 0.1
                     check(log)
-                if not queue:
-                    queue = plan_batches(lengths, args.batch_tokens, rng)
-                    figures["epochs"] += 1
-                chosen = queue.pop()
-                batch = make_batch([sequences[i] for i in chosen], args.text_weight, args.device)
+                if not queue or reciting and done >= args.recite:
+                    reciting = done < args.recite
+                    source = exercises if reciting else sequences
+                    queue = plan_batches([len(ids) for ids, _ in source], args.batch_tokens, rng)
+                    figures["epochs"] += not reciting
+                chosen = [source[i] for i in queue.pop()]
+                batch = make_batch(chosen, 0.0 if reciting else args.text_weight, args.device)
 
                 loss, weight = weighted_loss(model, batch, autocast)
                 scaler.scale(loss / weight).backward()
@@ -203,7 +206,7 @@ def train(model, sequences, valid_batches, save, args):
 
                 figures["steps"] += 1
                 figures["tokens"] += batch[0].numel()
-                figures["learned"] += sum(learned[i] for i in chosen)
+                figures["learned"] += sum(int(learned.sum()) for _, learned in chosen)
                 figures["seconds"] = time.perf_counter() - start
                 since += torch.stack([loss.detach(), weight])
                 if figures["steps"] % 50 == 0:
@@ -236,13 +239,14 @@ def settle(args):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{flag.replace('_', '-')} must be more than 0", 2)
-    shape = dict(block_size=512, n_layer=4, n_head=4, n_embd=96, dropout=0.0)
+    shape = dict(block_size=512, n_layer=4, n_embd=96, n_head=None, dropout=0.0)
     if args.init:
         given = [flag for flag in (*shape, "tokenizer", "vocab_size") if getattr(args, flag) is not None]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} cannot be chosen with --init {args.init}, which brings its own", 2)
     for flag, default in shape.items():
         setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
+    args.n_head = args.n_head or max(1, args.n_embd // 32)
     if args.n_embd % args.n_head:
         raise UserError(f"--n-embd {args.n_embd} is no multiple of --n-head {args.n_head}", 2)
     on_gpu = args.device.type == "cuda"
@@ -256,6 +260,10 @@ def settle(args):
     args.lr = args.lr or (5e-5 if published else 3e-3)
     if args.text_weight is None:
         args.text_weight = 0.0 if published else 0.3
+    if args.recite is None:
+        args.recite = 0.0 if args.init else 0.04
+    if not 0 <= args.recite < 1:
+        raise UserError("--recite must be a share, 0 or more and less than 1", 2)
     return args
 
 
@@ -318,6 +326,10 @@ def main(argv=None):
     block_size = model.config.block_size
     sequences = encode_fitting(problems, args.train, args.role, tokenizer, block_size)
     valid = encode_fitting(valid, args.valid, args.role, tokenizer, block_size)
+    exercises = encode(recitations(problems, 10000, args.seed), tokenizer) if args.recite else []
+    exercises = [sequence for sequence in exercises if len(sequence[0]) <= block_size + 1]
+    if not exercises:
+        args.recite = 0.0  # no solution closes with a number
     valid_batches = [make_batch([valid[i] for i in batch], 0.0, args.device)
                      for batch in plan_batches([len(ids) for ids, _ in valid], 8192, np.random.default_rng(0))]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -332,7 +344,7 @@ def main(argv=None):
             (aside / "student.json").write_text(json.dumps(about) + "\n")
 
     save(args.out / "last", {"steps": 0})  # a disk that is full shows now, not after the training
-    figures = train(model, sequences, valid_batches, partial(save, args.out), args)
+    figures = train(model, sequences, exercises, valid_batches, partial(save, args.out), args)
     save(args.out / "last", figures)
     print(f"{args.role}: {figures['steps']:,} steps, {figures['tokens'] / 1e6:.1f} M tokens ({figures['epochs']} epochs) in "
           f"{figures['seconds'] / 60:.1f} min; validation loss {figures['valid_loss']:.4f}, best {figures['best']:.4f}\n"

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import data
-from data import END, ROLES, Tokenizer, UserError, encode_problems, make_batch, plan_batches, read_problems, segments
+from data import END, ROLES, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
+    recitations, segments
 from model import GPT, GPTConfig
 
 PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do they have?", "answer": "27", "steps": [
@@ -105,6 +106,25 @@ def test_the_mask_learns_what_the_roles_table_says(role, text, learned, tokenize
     spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
     assert spell(slice(None)) == "".join(names[c] for c in text)
     assert spell(mask) == "".join(names[c] for c in learned)
+
+
+def test_recitations_tell_statements_of_the_solutions_and_learn_their_numbers_when_they_come_again(tokenizer):
+    solutions = [f"Before it was 7. <<{k}+1={k + 1}>> {name} has {k + 1} pens." for k, name in enumerate("ABCDEFGHIJ")]
+    problems = [{"problem": "P", "answer": "1", "steps": [{"question": "q", "solution": s}]} for s in solutions]
+    exercises = recitations(problems, 50, seed=3)
+    assert exercises == recitations(problems, 50, seed=3) != recitations(problems, 50, seed=4) and len(exercises) == 50
+    told = {f" {name} has {k + 1}." for k, name in enumerate("ABCDEFGHIJ")}
+    for exercise in exercises:
+        text, n = "".join(t for t, _ in exercise), len(exercise) // 8  # a name and a number each, four times
+        statements = [text_of_name + number for (text_of_name, _), (number, _) in zip(exercise[::2], exercise[1::2])]
+        rounds = [statements[k * n:(k + 1) * n] for k in range(4)]
+        assert 4 <= n <= 8 and set(rounds[0]) <= told and len(set(rounds[0])) == n
+        assert all(sorted(one) == sorted(rounds[0]) for one in rounds) and text == "".join(statements)
+        assert [learned for _, learned in exercise] == [False] * 2 * n + [False, True] * 3 * n
+    ids, learned = encode(exercises[:1], tokenizer)[0]
+    assert tokenizer.decode(ids.tolist()) == "".join(t for t, _ in exercises[0])
+    assert recitations(problems[:7], 50, seed=3) == []  # too few
+    assert recitations([{"steps": [{"question": "q", "solution": "So it is."}] * 9}], 50, seed=3) == []  # no number
 
 
 def test_one_sequence_a_problem_learns_what_one_sequence_a_sub_question_does(tokenizer):

@@ -87,24 +87,26 @@ def test_at_gives_the_logits_of_the_chosen_positions():
     torch.testing.assert_close(model(ids, at), model(ids).flatten(0, 1)[at])
 
 
-def test_initial_weights_have_the_published_deviations():
+def test_initial_weights_have_the_published_deviations_and_embeddings_ten_times_theirs():
     model = GPT(GPTConfig(5000, 256, 8, 4, 256)).initialise(0)
     apart = [i for j in range(32) for i in (j, 128 + j)]  # the sinusoids by which 4 heads of 64 look back
     assert model.wte.weight[:, apart].abs().max() == 0
-    assert abs(model.wte.weight[:, [i for i in range(256) if i not in apart]].std() - 0.02) < 1e-4
+    assert abs(model.wte.weight[:, [i for i in range(256) if i not in apart]].std() - 0.2) < 1e-3
+    assert abs(model.wpe.weight.norm(dim=1) - 0.3 * math.sqrt(128)).max() < 1e-4  # sin^2 + cos^2 = 1 in each of 128 pairs
     assert abs(model.h[0].mlp.c_fc.weight.std() - 0.02) < 2e-4
     assert abs(model.h[5].mlp.c_proj.weight.std() - 0.02 / 4) < 1e-4  # sqrt(2 * 8) = 4
-    assert model.h[1].attn.c_attn.bias.abs().max() == 0 and (model.ln_f.weight == 1).all()
+    assert model.h[1].attn.c_attn.bias.abs().max() == 0 and (model.h[3].ln_2.weight == 1).all()
+    assert 0.2 < model(torch.randint(5000, (2, 99))).std() < 0.5  # sqrt(256) * 0.02 = 0.32: as without either
 
 
 @pytest.mark.parametrize("n_head", [1, 2, 4, 8])
 def test_heads_of_the_first_layer_look_back_at_first(n_head):
-    """Each head's attention, computed by hand, is mostly on the token 0, 1, 2, ... before."""
+    """Each head's attention, computed by hand, is mostly on the token 1, 2, 3, ... before."""
     model = GPT(GPTConfig(500, 300, 1, n_head, 128)).initialise(0)
     x = model.wte(torch.randint(500, (200,), generator=torch.Generator().manual_seed(1))) + model.wpe.weight[50:250]
     q, k, _ = model.h[0].attn.c_attn(model.h[0].ln_1(x)).view(200, 3, n_head, -1).permute(1, 2, 0, 3)  # (n_head, 200, head_dim)
     scores = (q @ k.mT / math.sqrt(128 // n_head)).masked_fill(torch.ones(200, 200).triu(1).bool(), -math.inf)
-    for back, attention in enumerate(scores.softmax(-1)):
+    for back, attention in enumerate(scores.softmax(-1), 1):
         assert attention.diagonal(-back).mean() > (0.7 if n_head < 8 else 0.4)
 
 

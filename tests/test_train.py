@@ -204,7 +204,8 @@ def fails(capsys, *argv):
     (["--block-size", "20"], 1, "error: annotations/train.jsonl: no problem fits into the block of 20 tokens (--block-size)\n"),
     (["--minutes", "0"], 2, "error: --minutes must be more than 0\n"),
     (["--lr", "nan"], 2, "error: --lr must be more than 0\n"),
-    (["--n-embd", "30"], 2, "error: --n-embd 30 is no multiple of --n-head 4\n"),
+    (["--n-embd", "100"], 2, "error: --n-embd 100 is no multiple of --n-head 3\n"),
+    (["--recite", "1"], 2, "error: --recite must be a share, 0 or more and less than 1\n"),
     (["--device", "abacus"], 2, "error: --device abacus: ")])
 def test_bad_usage_is_one_line_and_nothing_is_lost(argv, status, message, here, capsys):
     Path("bad.jsonl").write_text(Path("annotations/train.jsonl").read_text().splitlines()[0] + '\n{"problem": "x", "steps": []}\n')
