@@ -343,25 +343,25 @@ def segments(problem, role):
 
 
 def recitations(problems, count, seed):
-    """Exercises in finding a number by its name, made of the problems' own solutions: a student from scratch starts on them.
+    """Exercises in copying, and in finding a number by its name: what a student from scratch starts on.
 
-    Each is laid out as `segments` does: the closing statements of up to 8 solutions, as far as their first number ("Carl
-    has 131."), then three times again in other orders, the numbers learned. A problem asks once in a while for a number
-    that stands far back; here every fifth token is one. Returns `count` lists of (text, learned), the same for the same
-    seed; none if fewer than 8 solutions close with a number.
+    Each is made of the problems' own solutions and laid out as `segments` does: the closing statements of 4 to 8 of them,
+    as far as their first number ("Carl has 131."), then, learned, the same once more as it was and twice in other orders. A
+    problem asks once in a while for a number that stands far back; here every fifth token is one. Names are drawn evenly,
+    so that rare ones (made-up ones) are the most: they have several tokens, and can only be copied. Returns `count` lists
+    of (text, learned), the same for the same seed; none if fewer than 8 names have a number.
     """
-    statements = []  # what it is found by, " Carl has", and its number, " 131."
+    numbers = defaultdict(list)  # what a statement is found by, " Carl has": its numbers, [" 131.", ...]
     for problem in problems:
         for step in problem["steps"]:
             closing = re.split(r"(?<=[.!?]) ", re.sub("<<.*?>>", "", line(step["solution"])).strip())[-1].strip()
             if (number := re.search(r" ?\d[\d.,]*", closing)) and number.start():
-                statements.append((" " + closing[:number.start()], number[0].rstrip(".,") + "."))
-    rng, exercises = random.Random(seed), []
-    while len(exercises) < count and len(statements) >= 8:
-        told = dict(rng.sample(statements, rng.randint(4, 8)))
-        rounds = [rng.sample(list(told), len(told)) for _ in range(4)]
-        exercises.append([segment for k, names in enumerate(rounds) for name in names
-                          for segment in ((name, False), (told[name], k > 0))])
+                numbers[" " + closing[:number.start()]].append(number[0].rstrip(".,") + ".")
+    rng, names, exercises = random.Random(seed), list(numbers), []
+    while len(exercises) < count and len(names) >= 8:
+        told = {name: rng.choice(numbers[name]) for name in rng.sample(names, rng.randint(4, 8))}
+        rounds = [list(told), list(told), *(rng.sample(list(told), len(told)) for _ in range(2))]
+        exercises.append([(text, k > 0) for k, one in enumerate(rounds) for name in one for text in (name, told[name])])
     return exercises
 
 

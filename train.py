@@ -42,12 +42,12 @@ def parse_args(argv=None):
     p.add_argument("--steps", type=int, help="stop after so many optimizer steps instead of --minutes")
     p.add_argument("--batch-tokens", type=int, help="tokens of a step, padding included (1024; 8192 on a GPU)")
     p.add_argument("--optimizer", choices=["muon", "adamw"], help="muon from scratch, adamw from a GPT-2 folder")
-    p.add_argument("--lr", type=float, help="peak learning rate (0.003; 5e-5 from a GPT-2 folder)")
+    p.add_argument("--lr", type=float, help="peak learning rate (0.003; 0.001 from a student, 5e-5 from a GPT-2 folder)")
     p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3 from scratch, else 0)")
-    p.add_argument("--recite", type=float, metavar="SHARE", help="of the training, in which a student first learns to find "
-                   "numbers by their names (0.04 from scratch, else 0)")
+    p.add_argument("--recite", type=float, metavar="SHARE", help="of the training, in which a student first learns to copy "
+                   "and to find numbers by their names (0.08 from scratch, else 0)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32 on a CPU, else the GPU's best)")
@@ -257,11 +257,11 @@ def settle(args):
     # a published GPT-2 has been pretrained: gentle steps, and the learned segments alone, as in the paper
     published = args.init is not None and not (args.init / "student.json").exists()
     args.optimizer = args.optimizer or ("adamw" if published else "muon")
-    args.lr = args.lr or (5e-5 if published else 3e-3)
+    args.lr = args.lr or (5e-5 if published else 1e-3 if args.init else 3e-3)
     if args.text_weight is None:
         args.text_weight = 0.0 if published else 0.3
     if args.recite is None:
-        args.recite = 0.0 if args.init else 0.04
+        args.recite = 0.0 if args.init else 0.08
     if not 0 <= args.recite < 1:
         raise UserError("--recite must be a share, 0 or more and less than 1", 2)
     return args

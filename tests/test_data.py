@@ -108,7 +108,7 @@ def test_the_mask_learns_what_the_roles_table_says(role, text, learned, tokenize
     assert spell(mask) == "".join(names[c] for c in learned)
 
 
-def test_recitations_tell_statements_of_the_solutions_and_learn_their_numbers_when_they_come_again(tokenizer):
+def test_recitations_tell_statements_of_the_solutions_and_learn_them_when_they_come_again(tokenizer):
     solutions = [f"Before it was 7. <<{k}+1={k + 1}>> {name} has {k + 1} pens." for k, name in enumerate("ABCDEFGHIJ")]
     problems = [{"problem": "P", "answer": "1", "steps": [{"question": "q", "solution": s}]} for s in solutions]
     exercises = recitations(problems, 50, seed=3)
@@ -120,7 +120,7 @@ def test_recitations_tell_statements_of_the_solutions_and_learn_their_numbers_wh
         rounds = [statements[k * n:(k + 1) * n] for k in range(4)]
         assert 4 <= n <= 8 and set(rounds[0]) <= told and len(set(rounds[0])) == n
         assert all(sorted(one) == sorted(rounds[0]) for one in rounds) and text == "".join(statements)
-        assert [learned for _, learned in exercise] == [False] * 2 * n + [False, True] * 3 * n
+        assert [learned for _, learned in exercise] == [False] * 2 * n + [True] * 6 * n and rounds[0] == rounds[1]
     ids, learned = encode(exercises[:1], tokenizer)[0]
     assert tokenizer.decode(ids.tolist()) == "".join(t for t, _ in exercises[0])
     assert recitations(problems[:7], 50, seed=3) == []  # too few

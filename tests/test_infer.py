@@ -119,6 +119,10 @@ def trained():
     for k, role in enumerate(ROLES):
         tokenizer = Tokenizer.learn((text for problem in PROBLEMS for text, _ in segments(problem, role) if text), 290 + k)  # each its own vocabulary
         model = GPT(GPTConfig(tokenizer.vocab_size, 90, 2, 2, 32)).initialise(k)
+        with torch.no_grad():  # embeddings as small as GPT-2's: they learn more slowly, and err in more ways
+            model.wte.weight /= 10
+            model.wpe.weight /= 10
+            model.ln_f.weight.fill_(1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         ids, at, targets, _ = make_batch([sequence for sequence in encode_problems(PROBLEMS, role, tokenizer) if len(sequence[0]) <= 90])
         for _ in range(60):
