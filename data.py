@@ -347,7 +347,7 @@ def recitations(problems, count, seed):
 
     Each is made of the problems' own solutions and laid out as `segments` does: the closing statements of 4 to 8 of them,
     as far as their first number ("Carl has 131."), then, learned, the same once more as it was and twice in other orders. A
-    problem asks once in a while for a number that stands far back; here every fifth token is one. Names are drawn evenly,
+    problem asks once in a while for a number that stands far back; here one stands in every eight tokens. Names are drawn evenly,
     so that rare ones (made-up ones) are the most: they have several tokens, and can only be copied. Returns `count` lists
     of (text, learned), the same for the same seed; none if fewer than 8 names have a number.
     """

@@ -283,10 +283,15 @@ def open_student(args, problems):
     return GPT(config).initialise(args.seed), tokenizer
 
 
+def those_fitting(sequences, block_size):
+    """The sequences that fit into the block: every token but the last is read."""
+    return [sequence for sequence in sequences if len(sequence[0]) <= block_size + 1]
+
+
 def encode_fitting(problems, path, role, tokenizer, block_size):
     """Encode problems for a role; those longer than the block are left out, and counted on stderr."""
     sequences = encode_problems(problems, role, tokenizer)
-    fitting = [sequence for sequence in sequences if len(sequence[0]) <= block_size + 1]
+    fitting = those_fitting(sequences, block_size)
     if len(fitting) < len(sequences):
         tqdm.write(f"{path}: {len(sequences) - len(fitting):,} of {len(sequences):,} problems are longer than the block of "
                    f"{block_size} tokens and left out", file=sys.stderr)
@@ -327,9 +332,9 @@ def main(argv=None):
     sequences = encode_fitting(problems, args.train, args.role, tokenizer, block_size)
     valid = encode_fitting(valid, args.valid, args.role, tokenizer, block_size)
     exercises = encode(recitations(problems, 10000, args.seed), tokenizer) if args.recite else []
-    exercises = [sequence for sequence in exercises if len(sequence[0]) <= block_size + 1]
+    exercises = those_fitting(exercises, block_size)
     if not exercises:
-        args.recite = 0.0  # no solution closes with a number
+        args.recite = 0.0  # no solution closes with a number, or the block is too short
     valid_batches = [make_batch([valid[i] for i in batch], 0.0, args.device)
                      for batch in plan_batches([len(ids) for ids, _ in valid], 8192, np.random.default_rng(0))]
     args.out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import infer
 from data import MARK, ROLES, Tokenizer, UserError, encode_problems, line, make_batch, run, segments, write_problems
 from infer import PROCEDURES, Student, Unfinished, calculate, calculator_result, evaluate, main, open_student, same_answer, \
     solve, wilson
-from model import GPT, GPTConfig
+from model import EMBEDDING, GPT, GPTConfig
 
 BYTES = Tokenizer.learn([], 257)  # every byte is a token
 
@@ -120,8 +120,8 @@ def trained():
         tokenizer = Tokenizer.learn((text for problem in PROBLEMS for text, _ in segments(problem, role) if text), 290 + k)  # each its own vocabulary
         model = GPT(GPTConfig(tokenizer.vocab_size, 90, 2, 2, 32)).initialise(k)
         with torch.no_grad():  # embeddings as small as GPT-2's: they learn more slowly, and err in more ways
-            model.wte.weight /= 10
-            model.wpe.weight /= 10
+            model.wte.weight /= EMBEDDING
+            model.wpe.weight /= EMBEDDING
             model.ln_f.weight.fill_(1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         ids, at, targets, _ = make_batch([sequence for sequence in encode_problems(PROBLEMS, role, tokenizer) if len(sequence[0]) <= 90])
