@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,6 +155,10 @@ def write_problems(path, problems):
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END = "<|endoftext|>"
 
+# A long run of white space that is one piece to PATTERN: tiktoken's regular expressions give up on some 500,000 characters
+_SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_LONG_SPACE = re.compile(f"(?<![{_SPACES}])([{_SPACES}]{{10000,}})(?![^{_SPACES}])")
+
 # the same for Python's `re`, near enough to learn from: what it splits elsewhere is never merged when a text is encoded
 _WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
 
@@ -177,12 +182,22 @@ class Tokenizer:
         self.newline, = self.encode("\n")
 
     def encode(self, text):
-        """Token ids of `text`, a list of int. <|endoftext|> in a text is text like any other."""
-        return self._tiktoken.encode_ordinary(text)
+        """Token ids of `text`, a list of int. <|endoftext|> in a text is text like any other.
+
+        A lone surrogate, which no UTF-8 can spell, is read as U+FFFD.
+        """
+        if len(text) < 10000:
+            return self._tiktoken.encode_ordinary(text)
+        first, *rest = _LONG_SPACE.split(text)
+        ids = self._tiktoken.encode_ordinary(first)
+        for spaces, text in zip(rest[::2], rest[1::2]):
+            ids += self._tiktoken._encode_single_piece(spaces) + self._tiktoken.encode_ordinary(text)
+        return ids
 
     def encode_all(self, texts):
         """Token ids of many texts, a list of lists, by all cores."""
-        return self._tiktoken.encode_ordinary_batch(texts, num_threads=os.cpu_count())
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
 
     def decode(self, ids):
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
@@ -193,7 +208,7 @@ class Tokenizer:
         return self._tiktoken.decode_bytes(ids)
 
     def save(self, folder):
-        """Write vocab.json and merges.txt, which transformers' GPT-2 tokenizer reads to the same ids."""
+        """Write vocab.json, merges.txt and tokenizer_config.json, which transformers' AutoTokenizer reads to the same ids."""
         words = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
         merges = []
         for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
@@ -201,21 +216,32 @@ class Tokenizer:
                 merges.append(" ".join("".join(_CHAR[b] for b in part) for part in _merge(token, self.ranks, rank)))
         Path(folder, "vocab.json").write_text(json.dumps({**words, END: self.end}, ensure_ascii=False), encoding="utf-8")
         Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        about = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END,
+                 "add_prefix_space": False, "clean_up_tokenization_spaces": False}
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
     @classmethod
-    def open(cls, folder):
-        """Read vocab.json from a folder. Raises UserError that names file and field."""
-        path = Path(folder, "vocab.json")
+    def open(cls, folder, vocab_size=None):
+        """Read vocab.json and merges.txt of a folder, or the tokenizer.json that transformers writes in their stead.
+
+        vocab_size: that of the folder's model, if it has one. Raises UserError that names file and field or line.
+        """
+        path, words, merges = _read_vocabulary(Path(folder))
         try:
-            words = json.loads(path.read_text(encoding="utf-8"))
-            end = words.pop(END)
+            end = words.pop(END, None)
             ranks = {bytes(_BYTE[c] for c in word): i for word, i in words.items()}
-        except OSError as e:
-            raise UserError(f"{path}: {e.strerror}")
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            in_order = sorted(ranks.values()) == list(range(len(ranks))) and end == len(ranks)
+        except (KeyError, TypeError) as e:
             raise UserError(f"{path}: not a GPT-2 vocabulary ({type(e).__name__}: {e})")
-        if sorted(ranks.values()) != list(range(len(ranks))) or end != len(ranks) or any(bytes([b]) not in ranks for b in range(256)):
+        if not in_order or any(bytes([b]) not in ranks for b in range(256)):
             raise UserError(f"{path}: ids are not 0 .. n with {END} last, or a byte is missing")
+        for i, (where, pair) in enumerate(merges, 256):
+            if len(pair) != 2 or not all(words.get(part, i) < i for part in pair) or words.get("".join(pair)) != i:
+                raise UserError(f"{where}: {' '.join(pair)!r} is not two tokens that make token {i} of {path.name}")
+        if len(ranks) != 256 + len(merges):
+            raise UserError(f"{path}: {len(ranks)} tokens, 256 bytes and {len(merges)} merges make {256 + len(merges)}")
+        if vocab_size not in (None, end + 1):
+            raise UserError(f"{path}: {end + 1} tokens, the model beside it has embeddings for {vocab_size} (config.json)")
         return cls(ranks)
 
     @classmethod
@@ -268,6 +294,41 @@ class Tokenizer:
             for pair in changed:
                 heapq.heappush(heap, (-pairs[pair], pair))
         return cls(ranks)
+
+
+def _read_vocabulary(folder):
+    """A folder's vocabulary: its path, {word: id}, and its merges, a list of (where it stands, [first, second])."""
+    path, merges_path = folder / "vocab.json", folder / "merges.txt"
+    if not path.exists() and (folder / "tokenizer.json").exists():
+        path, merges_path = folder / "tokenizer.json", None
+    try:
+        found = json.loads(_read_text(path))
+        if merges_path:
+            words = dict(found)
+        else:
+            model, pieces = found["model"], found["pre_tokenizer"]
+            if (model["type"], pieces["type"], pieces["add_prefix_space"], found["normalizer"]) != ("BPE", "ByteLevel", False, None):
+                raise ValueError("not byte-level BPE")
+            words = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+            pairs = [pair.split(" ") if isinstance(pair, str) else [str(part) for part in pair] for pair in model["merges"]]
+            merges = [(f"{path}: field 'model.merges[{i}]'", pair) for i, pair in enumerate(pairs)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path}: not a GPT-2 vocabulary ({type(e).__name__}: {e})")
+    if merges_path:
+        lines = _read_text(merges_path).removesuffix("\n").split("\n")
+        merges = [(f"{merges_path}:{i}", text.split(" ")) for i, text in enumerate(lines, 1)
+                  if i > 1 or not text.startswith("#version")]
+    return path, words, merges
+
+
+def _read_text(path):
+    """A file's text. Raises UserError that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 at byte {e.start}")
 
 
 def _merge(token, ranks, below):

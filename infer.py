@@ -393,11 +393,10 @@ def open_student(folder, role, slots, device="cpu", dtype=torch.float32):
     if learned != role:
         raise UserError(f"{folder}: this student learned the role '{learned}', here it takes one of the role '{role}'")
     try:
-        model, tokenizer = GPT.open(folder), Tokenizer.open(folder)
+        model = GPT.open(folder)
     except ValueError as e:
         raise UserError(e)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"{folder}: vocab.json has {tokenizer.vocab_size} tokens, config.json says {model.config.vocab_size}")
+    tokenizer = Tokenizer.open(folder, model.config.vocab_size)
     return Student(model.to(device, dtype), tokenizer, slots)
 
 

@@ -1,19 +1,26 @@
 """GPT-2, from its published description: a decoder-only transformer of pre-norm blocks (Radford et al. 2019).
 
 Modules stand in the order in which a token meets them, parameters carry the names and shapes of the published weights,
-so that reading or writing a Hugging Face GPT-2 folder (config.json + model.safetensors) is a copy without renaming.
-Nothing here knows of text, roles or training.
+so that reading or writing a Hugging Face GPT-2 folder is a copy without renaming. At the bottom: the cache of keys and
+values, the files of such a folder, and where the published ones come from. Nothing here knows of text, roles or training.
 """
+import hashlib
+import http.client
 import json
 import math
 import mmap
 import os
-from dataclasses import asdict, dataclass
+import re
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
 
 @dataclass
@@ -48,15 +55,15 @@ class Attention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.n_head, self.dropout = layer, config.n_head, config.dropout
+        self.layer, self.config = layer, config
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, cache=None):
         B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, n_head, T, head_dim)
+        n_head, dropout = self.config.n_head, self.config.dropout if self.training else 0.0
+        q, k, v = (part.view(B, T, n_head, C // n_head).transpose(1, 2)  # (B, n_head, T, head_dim)
                    for part in self.c_attn(x).split(C, dim=2))
-        dropout = self.dropout if self.training else 0.0
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
@@ -70,13 +77,13 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.dropout
+        self.config = config
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
         x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.config.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -100,14 +107,17 @@ class GPT(nn.Module):
     `model(ids)` maps ids (B, T) int64 to logits (B, T, vocab_size). Rows shorter than T are padded on the right with any
     id: a causal model never looks at what follows. `at` (N,) int64 picks positions of the flattened (B * T) batch and
     makes it logits (N, vocab_size), since the head is a third of GPT-2 small's work. With a `cache` that was told by
-    `cache.place` where these tokens stand, the tokens before them are not read again.
+    `cache.place` where these tokens stand, the tokens before them are not read again. With `checkpoint_activations` a
+    training step keeps one activation a block and computes the rest again on its way back: less memory, a third more work.
     """
+    checkpoint_activations = False
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        # not drawn here, as nn.Embedding would, but by `initialise`, or read by `open`
+        self.wte, self.wpe = (nn.Embedding.from_pretrained(torch.empty(n, config.n_embd), freeze=False)
+                              for n in (config.vocab_size, config.block_size))
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
 
@@ -117,7 +127,10 @@ class GPT(nn.Module):
         x = self.wte(ids) + self.wpe(positions)  # (B, T, n_embd)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
-            x = block(x, cache)
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache)
         if at is not None:
             x = x.view(B * T, -1)[at]  # (N, n_embd)
         return F.linear(self.ln_f(x), self.wte.weight)
@@ -164,60 +177,61 @@ class GPT(nn.Module):
         self.ln_f.weight.fill_(1 / EMBEDDING)
         return self
 
+    def crop(self, block_size):
+        """Forget the positions beyond `block_size`. Raises ValueError for more than there are: they cannot be made up."""
+        if block_size > self.config.block_size:
+            raise ValueError(f"a block of {block_size} tokens: these weights have positions for {self.config.block_size}")
+        self.config.block_size = self.wpe.num_embeddings = block_size
+        self.wpe.weight = nn.Parameter(self.wpe.weight.detach()[:block_size])
+
     def save(self, folder):
-        """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does."""
-        c = self.config
+        """Write config.json, generation_config.json and model.safetensors into `folder`, as GPT2LMHeadModel does.
+
+        The last token of the vocabulary is <|endoftext|>, where transformers' `generate` ends a sequence.
+        """
+        c, end = self.config, self.config.vocab_size - 1
         config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": c.vocab_size,
                   "n_positions": c.block_size, "n_ctx": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer,
                   "n_head": c.n_head, "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
                   "resid_pdrop": c.dropout, "embd_pdrop": c.dropout, "attn_pdrop": c.dropout,
-                  "tie_word_embeddings": True, "bos_token_id": c.vocab_size - 1, "eos_token_id": c.vocab_size - 1,
-                  "torch_dtype": "float32"}
-        Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n")
+                  "tie_word_embeddings": True, "bos_token_id": end, "eos_token_id": end,
+                  "torch_dtype": str(self.wte.weight.dtype).removeprefix("torch.")}
+        generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "max_length": c.block_size}
+        for name, fields in ("config", config), ("generation_config", generation):
+            Path(folder, f"{name}.json").write_text(json.dumps(fields, indent=2) + "\n")
         write_safetensors(Path(folder, "model.safetensors"), {f"transformer.{name}": p for name, p in self.named_parameters()})
 
     @classmethod
     def open(cls, folder):
-        """Read a GPT-2 folder in Hugging Face's layout into float32 on the CPU.
+        """Read a GPT-2 folder in Hugging Face's layout into float32 on the CPU; its dropout is off until model.train().
 
-        Raises ValueError, one line that names the file and the field, for a folder that is not such a GPT-2.
+        Raises ValueError, one line that names the file and the field or tensor, for a folder that is not such a GPT-2;
+        OSError for a file that is not there.
         """
-        config_file, weights_file = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-        try:
-            found = json.loads(config_file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise ValueError(f"{config_file}: not a JSON file")
-        try:
-            sizes = {ours: int(found[theirs]) for ours, theirs in (
-                ("vocab_size", "vocab_size"), ("block_size", "n_positions"), ("n_layer", "n_layer"),
-                ("n_head", "n_head"), ("n_embd", "n_embd"))}
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"{config_file}: {e} is missing or not a number")
-        if min(sizes.values()) < 1 or sizes["n_embd"] % sizes["n_head"]:
-            raise ValueError(f"{config_file}: impossible sizes {sizes}")
-        for field, allowed in (("model_type", ("gpt2",)), ("activation_function", ("gelu_new",)),
-                               ("layer_norm_epsilon", (1e-5,)), ("n_inner", (None, 4 * sizes["n_embd"])),
-                               ("tie_word_embeddings", (True,))):
-            if found.get(field, allowed[0]) not in allowed:
-                raise ValueError(f"{config_file}: {field} is {found[field]!r}, only {allowed[0]!r} is supported")
         with torch.device("meta"):
-            model = cls(GPTConfig(**sizes))
-        wanted = dict(model.named_parameters())
-        weights = {}
-        for name, tensor in read_safetensors(weights_file).items():
+            model = cls(read_config(Path(folder, "config.json")))
+        wanted, weights = dict(model.named_parameters()), {}
+        wanted["lm_head.weight"] = wanted["wte.weight"]
+        for path, name, tensor in read_weights(Path(folder)):
             name = name.removeprefix("transformer.")
-            if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
-                continue  # causal masks of old files, and the head, which is wte again
-            if name not in wanted:
-                raise ValueError(f"{weights_file}: unexpected tensor {name}")
-            if tensor.shape != wanted[name].shape:
-                raise ValueError(f"{weights_file}: {name} is {tuple(tensor.shape)}, "
-                                 f"config.json says {tuple(wanted[name].shape)}")
-            weights[name] = nn.Parameter(tensor.float())
-        if missing := wanted.keys() - weights.keys():
-            raise ValueError(f"{weights_file}: tensor {min(missing)} is missing")
+            if name.endswith((".attn.bias", ".attn.masked_bias")):
+                continue  # causal masks of old files
+            if name not in wanted or name in weights:
+                raise ValueError(f"{path}: {'unexpected' if name not in wanted else 'a second'} tensor {name!r}")
+            if tensor.shape != wanted[name].shape or not tensor.is_floating_point():
+                raise ValueError(f"{path}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, "
+                                 f"config.json says {tuple(wanted[name].shape)}, of floats")
+            tensor = tensor.float()
+            if not tensor.sum().isfinite():
+                raise ValueError(f"{path}: {name} holds NaN or infinite weights")
+            weights[name] = nn.Parameter(tensor)
+        head = weights.pop("lm_head.weight", None)
+        if missing := model.state_dict().keys() - weights.keys():
+            raise ValueError(f"{folder}: tensor {min(missing)} is missing")
+        if head is not None and not torch.equal(head, weights["wte.weight"]):
+            raise ValueError(f"{folder}: lm_head.weight is not wte.weight, only a head tied to it is supported")
         model.load_state_dict(weights, assign=True)
-        return model
+        return model.eval()
 
 
 class KVCache:
@@ -259,14 +273,85 @@ class KVCache:
         return self.k[layer, self.rows, :, :self.upto], self.v[layer, self.rows, :, :self.upto]
 
 
-# ---- safetensors: eight bytes of header length, a JSON header, raw little-endian tensors ------------------------------
+# ---- the files of a folder ---------------------------------------------------------------------------------------------
 
-SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+def read_json(path):
+    """A JSON object (dict) from a file. Raises ValueError that names it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: not a JSON file")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: a JSON object is expected, found {type(found).__name__}")
+    return found
+
+
+def read_config(path):
+    """The GPTConfig of a config.json. Raises ValueError that names the field in which its model is not this one."""
+    found, sizes = read_json(path), {}
+    for ours, theirs, most in (("vocab_size", "vocab_size", 2 ** 20), ("block_size", "n_positions", 2 ** 20),
+                               ("n_layer", "n_layer", 2 ** 10), ("n_head", "n_head", 2 ** 10), ("n_embd", "n_embd", 2 ** 16)):
+        size = sizes[ours] = found.get(theirs)
+        if type(size) is not int or not 1 <= size <= most:
+            raise ValueError(f"{path}: {theirs} is {size!r}, a whole number from 1 to {most} is expected")
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise ValueError(f"{path}: n_embd {sizes['n_embd']} is no multiple of n_head {sizes['n_head']}")
+    dropout = found.get("resid_pdrop", 0.1)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"{path}: resid_pdrop is {dropout!r}, a share is expected")
+    for field, *supported in (("model_type", "gpt2"), ("activation_function", "gelu_new", "gelu_pytorch_tanh"),
+                              ("layer_norm_epsilon", 1e-5), ("n_inner", None, 4 * sizes["n_embd"]),
+                              ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
+                              ("add_cross_attention", False), ("tie_word_embeddings", True),
+                              ("embd_pdrop", dropout), ("attn_pdrop", dropout)):
+        if found.get(field, supported[0]) not in supported:
+            raise ValueError(f"{path}: {field} is {found[field]!r}, only {supported[0]!r} is supported")
+    return GPTConfig(**sizes, dropout=dropout)
+
+
+def read_weights(folder):
+    """Yield (path, name, tensor) for a folder's weights: model.safetensors or pytorch_model.bin, whole or in shards."""
+    for file, read in ("model.safetensors", read_safetensors), ("pytorch_model.bin", read_bin):
+        paths, index = [folder / file], folder / f"{file}.index.json"
+        if not paths[0].exists() and index.exists():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+                raise ValueError(f"{index}: field 'weight_map' does not name files of this folder")
+            paths = [folder / shard for shard in sorted(set(shards.values()))]
+        elif not paths[0].exists():
+            continue
+        for path in paths:
+            for name, tensor in read(path):
+                yield path, name, tensor
+        return
+    raise ValueError(f"{folder}: no weights here, neither model.safetensors nor pytorch_model.bin")
+
+
+def read_bin(path):
+    """Yield (name, tensor) of a file that torch.save wrote; nothing but tensors is unpickled. Raises ValueError, one line."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as e:  # whatever a broken pickle leads to
+        raise ValueError(f"{path}: not a file of nothing but weights ({type(e).__name__})")
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise ValueError(f"{path}: not a file of nothing but named weights")
+    for name in list(found):
+        yield name, found.pop(name)  # so that each can be freed when it has been converted
+
+
+# safetensors: eight bytes of header length, a JSON header, raw little-endian tensors without gaps
+DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+          "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+LONGEST_HEADER = 100_000_000  # bytes, as for the format's own readers
 
 
 def read_safetensors(path):
-    """Read a safetensors file into {name: tensor}; the tensors are views of a private memory map of the file.
+    """Yield (name, tensor) of a safetensors file, in the order in which they stand there.
 
+    A float32 tensor is a view of a private memory map: its pages come from the file when they are first used. Others,
+    which will be converted, and those that do not stand aligned (in the published files none does) are read.
     Raises ValueError, one line that names the file, where header, dtypes, shapes or offsets do not fit each other or the
     file's size, before any tensor is made.
     """
@@ -274,48 +359,141 @@ def read_safetensors(path):
         size = os.fstat(f.fileno()).st_size
         if size < 8:
             raise ValueError(f"{path}: not a safetensors file, only {size} bytes")
+        start = 8 + int.from_bytes(f.read(8), "little")
+        if start > min(size, LONGEST_HEADER):
+            raise ValueError(f"{path}: the header would end at byte {start}, the file ends at {size}")
+        try:
+            header = json.loads(f.read(start - 8))
+            header.pop("__metadata__", None)
+            entries = [(first, last, name, entry["dtype"], entry["shape"])
+                       for name, entry in header.items() for first, last in [entry["data_offsets"]]]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ValueError(f"{path}: broken safetensors header")
+        for first, last, name, dtype, shape in entries:
+            if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+                raise ValueError(f"{path}: tensor {name!r} has a broken shape or broken offsets")
+            if not isinstance(dtype, str) or dtype not in DTYPES:
+                raise ValueError(f"{path}: tensor {name!r} has dtype {dtype!r}, supported: {', '.join(DTYPES)}")
+        entries.sort()
+        end = 0
+        for first, last, name, dtype, shape in entries:
+            if first != end or not 0 < last - first == math.prod(shape) * DTYPES[dtype].itemsize:
+                raise ValueError(f"{path}: tensor {name!r} of shape {shape} and {dtype} does not fit its bytes {first}-{last}")
+            end = last
+        if start + end != size:
+            raise ValueError(f"{path}: {size} bytes long, its header describes {start + end}")
         data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
-    start = 8 + int.from_bytes(data[:8], "little")
-    if start > size:
-        raise ValueError(f"{path}: the header would end at byte {start}, the file ends at {size}")
-    try:
-        header = json.loads(data[8:start])
-        header.pop("__metadata__", None)
-        entries = {name: (SAFETENSORS_DTYPES.get(e["dtype"]), e["dtype"], e["shape"], *e["data_offsets"])
-                   for name, e in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f"{path}: broken safetensors header")
-    end = 0
-    for name, (_, _, shape, first, last) in entries.items():
-        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
-            raise ValueError(f"{path}: tensor {name} has a broken shape or broken offsets")
-    for name, (dtype, dtype_name, shape, first, last) in sorted(entries.items(), key=lambda item: item[1][3:]):
-        if dtype is None:
-            if name.endswith((".attn.bias", ".attn.masked_bias")):  # boolean masks of old files: skipped below
-                end = last
-                continue
-            raise ValueError(f"{path}: tensor {name} has dtype {dtype_name}, supported: {', '.join(SAFETENSORS_DTYPES)}")
-        if first != end or last - first != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path}: tensor {name} of shape {shape} and {dtype_name} does not fit its bytes "
-                             f"{first}-{last}")
-        end = last
-    if start + end != size:
-        raise ValueError(f"{path}: {size} bytes long, its header describes {start + end}")
-    return {name: torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=start + first).view(shape)
-            if math.prod(shape) else torch.empty(shape, dtype=dtype)
-            for name, (dtype, _, shape, first, _) in entries.items() if dtype is not None}
+        for first, last, name, dtype, shape in entries:
+            if dtype == "F32" and (start + first) % 4 == 0:
+                tensor = torch.frombuffer(data, dtype=torch.float32, count=math.prod(shape), offset=start + first)
+            else:
+                tensor = torch.empty(last - first, dtype=torch.uint8)
+                f.seek(start + first)
+                f.readinto(tensor.numpy())
+                tensor = tensor.view(DTYPES[dtype])
+            yield name, tensor.view(shape)
 
 
 def write_safetensors(path, tensors):
-    """Write {name: float tensor} as a safetensors file."""
-    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    """Write {name: float tensor} as a safetensors file: aside, then renamed, since they may be views of the old one."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, t in tensors.items():
         header[name] = {"dtype": names[t.dtype], "shape": list(t.shape),
                         "data_offsets": [end, end := end + t.numel() * t.element_size()]}
     header = json.dumps(header, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # so that the tensors start aligned
-    with open(path, "wb") as f:
+    aside = Path(f"{path}.writing")
+    with open(aside, "wb") as f:
         f.write(len(header).to_bytes(8, "little") + header)
         for t in tensors.values():
             f.write(t.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    os.replace(aside, path)
+
+
+# ---- the published weights ---------------------------------------------------------------------------------------------
+
+PUBLISHED = "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"
+FILES = "config.json", "vocab.json", "merges.txt", "model.safetensors"
+
+
+def published(name, cache=None):
+    """The folder of a published GPT-2, a name of PUBLISHED; what is not there yet is downloaded.
+
+    cache: the folder of downloads, HF_HOME/hub if None. It is laid out as transformers' own, which finds there what we
+    downloaded, as we do what it did. Raises ValueError, one line, where that is not to be had; it says what to put where.
+    """
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    cache = cache or os.environ.get("HF_HUB_CACHE", Path(home, "hub"))
+    snapshots = Path(cache, f"models--openai-community--{name}", "snapshots")
+    for folder in sorted(snapshots.glob("*")):
+        if all((folder / file).exists() for file in FILES):
+            return folder
+    folder = snapshots / "main"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/openai-community/{name}/resolve/main"
+    for file in FILES:
+        try:
+            if not (folder / file).exists():
+                download(f"{source}/{file}", folder / file)
+        except (OSError, http.client.HTTPException) as e:
+            raise ValueError(f"{source}/{file}: {getattr(e, 'reason', e)}; try again, which goes on where it broke off, or put "
+                             f"{', '.join(FILES)} of openai-community/{name} into {folder}")
+    return folder
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, and keep what the hub itself says of a file (`said`, a dict of headers) before it sends us elsewhere."""
+
+    def __init__(self, hub):
+        self.hub, self.said = hub, {}
+
+    def listen(self, host, headers):
+        if host == self.hub:
+            self.said |= {key.lower(): value for key, value in headers.items()}
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        self.listen(req.host, headers)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url, path):
+    """Download `url` into the file `path`: aside, and renamed when its size and hash are those that the hub announces.
+
+    A break is resumed as long as bytes still come, and by the next call. Raises OSError or HTTPException for what ends
+    it, ValueError if what came is not what was announced.
+    """
+    part = path.with_name(path.name + ".part")
+    redirects = Redirects(urlsplit(url).netloc)
+    opener, total = urllib.request.build_opener(redirects), math.inf
+    with open(part, "ab") as f:
+        while f.tell() < total:
+            had, broke = f.tell(), ConnectionError("the connection was closed")
+            start = f.seek(f.truncate(max(had - 1, 0)))  # the last byte once more: no server answers for none
+            try:
+                with opener.open(urllib.request.Request(url, headers={"Range": f"bytes={start}-"}), timeout=30) as response:
+                    redirects.listen(urlsplit(response.url).netloc, response.headers)
+                    if response.status != 206:
+                        start = f.seek(f.truncate(0))  # a server that sends all of it
+                    total = start + int(response.headers["Content-Length"])
+                    with tqdm(desc=path.name, initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar:
+                        while chunk := response.read(2 ** 20):
+                            f.write(chunk)
+                            bar.update(len(chunk))
+            except (OSError, http.client.HTTPException) as e:
+                broke = e
+            if f.tell() < total and f.tell() <= had:
+                raise broke
+        f.flush()
+        os.fsync(f.fileno())
+    said = redirects.said
+    size, etag = part.stat().st_size, (said.get("x-linked-etag") or said.get("etag", "")).removeprefix("W/").strip('"')
+    # a large file's ETag is its SHA-256, a small one's its name in git: a SHA-1
+    digest = hashlib.sha256() if len(etag) == 64 else hashlib.sha1(b"blob %d\0" % size)
+    with open(part, "rb") as f:
+        while chunk := f.read(2 ** 20):
+            digest.update(chunk)
+    if size != int(said.get("x-linked-size", size)) or re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag) and digest.hexdigest() != etag:
+        part.unlink()
+        raise ValueError(f"{url}: what came ({size} bytes) has not the size or hash that the hub announces, and is deleted")
+    os.replace(part, path)

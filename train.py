@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data import ROLES, Parser, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
     recitations, run, segments, written_aside
-from model import GPT, GPTConfig
+from model import GPT, PUBLISHED, GPTConfig, published
 
 
 def parse_args(argv=None):
@@ -30,14 +30,16 @@ def parse_args(argv=None):
     p.add_argument("--valid", type=Path, default="annotations/valid.jsonl", metavar="FILE")
     p.add_argument("--out", type=Path, metavar="DIR", help="the student's folder (runs/ROLE)")
     p.add_argument("--force", action="store_true", help="replace the student that is in --out")
-    p.add_argument("--init", type=Path, metavar="DIR", help="start from this student, or this GPT-2 folder")
+    p.add_argument("--init", type=Path, metavar="DIR", help="start from this student, this GPT-2 folder, or published weights, "
+                   f"downloaded once: {', '.join(PUBLISHED)}")
+    p.add_argument("--cache", type=Path, metavar="DIR", help="folder of published weights (HF_HOME/hub, as transformers has it)")
     p.add_argument("--tokenizer", choices=["learned", "gpt2"], help="vocabulary of a student from scratch (learned)")
     p.add_argument("--vocab-size", type=int, help="of a learned vocabulary, tokens (1024)")
-    p.add_argument("--block-size", type=int, help="longest sequence of a student from scratch, tokens (512)")
+    p.add_argument("--block-size", type=int, help="longest sequence, tokens (512; with --init what that has, or less)")
     p.add_argument("--n-layer", type=int, help="(4)")
     p.add_argument("--n-head", type=int, help="(one for every 32 of --n-embd)")
     p.add_argument("--n-embd", type=int, help="(96)")
-    p.add_argument("--dropout", type=float, help="(0)")
+    p.add_argument("--dropout", type=float, help="(0; with --init what that has)")
     p.add_argument("--minutes", type=float, default=10.0, help="of training, after the set-up (%(default)s)")
     p.add_argument("--steps", type=int, help="stop after so many optimizer steps instead of --minutes")
     p.add_argument("--batch-tokens", type=int, help="tokens of a step, padding included (1024; 8192 on a GPU)")
@@ -239,16 +241,22 @@ def settle(args):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{flag.replace('_', '-')} must be more than 0", 2)
-    shape = dict(block_size=512, n_layer=4, n_embd=96, n_head=None, dropout=0.0)
     if args.init:
-        given = [flag for flag in (*shape, "tokenizer", "vocab_size") if getattr(args, flag) is not None]
-        if given:
-            raise UserError(f"--{given[0].replace('_', '-')} cannot be chosen with --init {args.init}, which brings its own", 2)
-    for flag, default in shape.items():
-        setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
-    args.n_head = args.n_head or max(1, args.n_embd // 32)
-    if args.n_embd % args.n_head:
-        raise UserError(f"--n-embd {args.n_embd} is no multiple of --n-head {args.n_head}", 2)
+        if not args.init.is_dir() and str(args.init) not in PUBLISHED:
+            raise UserError(f"--init {args.init}: no such folder, nor one of {', '.join(PUBLISHED)}", 2)
+        for flag in ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag.replace('_', '-')} cannot be chosen with --init {args.init}, which brings its own", 2)
+    else:
+        for flag, default in dict(block_size=512, n_layer=4, n_embd=96, dropout=0.0).items():
+            setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
+        args.n_head = args.n_head or max(1, args.n_embd // 32)
+        if args.n_embd % args.n_head:
+            raise UserError(f"--n-embd {args.n_embd} is no multiple of --n-head {args.n_head}", 2)
+    if args.cache and (not args.init or args.init.is_dir()):
+        raise UserError(f"--cache goes with --init {', '.join(PUBLISHED)}", 2)
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        raise UserError("--dropout must be a share, 0 or more and less than 1", 2)
     on_gpu = args.device.type == "cuda"
     if args.dtype is None:
         args.dtype = ("bfloat16" if torch.cuda.is_bf16_supported() else "float16") if on_gpu else "float32"
@@ -271,9 +279,19 @@ def open_student(args, problems):
     """The model to start from and its tokenizer: --init's, or new ones."""
     if args.init:
         try:
-            return GPT.open(args.init), Tokenizer.open(args.init)
+            folder = args.init if args.init.is_dir() else published(str(args.init), args.cache)
+            model = GPT.open(folder)
         except ValueError as e:
             raise UserError(e)
+        tokenizer = Tokenizer.open(folder, model.config.vocab_size)
+        if args.block_size:
+            try:
+                model.crop(args.block_size)
+            except ValueError as e:
+                raise UserError(f"--init {args.init} --block-size {args.block_size}: {e}", 2)
+        if args.dropout is not None:
+            model.config.dropout = args.dropout
+        return model.train(), tokenizer
     if args.tokenizer == "gpt2":
         tokenizer = Tokenizer.gpt2()
     else:
