@@ -407,7 +407,7 @@ def write_safetensors(path, tensors):
     with open(aside, "wb") as f:
         f.write(len(header).to_bytes(8, "little") + header)
         for t in tensors.values():
-            f.write(t.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            f.write(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     os.replace(aside, path)
 
 
