@@ -1,9 +1,12 @@
 """data.py: the schema is strict, tokens are BPE's, the mask is the roles table's, batches lose nothing."""
 import json
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +19,7 @@ PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do th
     {"question": "How many pens does Bo have?", "solution": "Bo has <<12+3=15>>15 pens."},
     {"question": "How many do they have?", "solution": "They have <<12+15=27>>27 pens."}]}
 TEXTS = [PROBLEM["problem"], *(text for step in PROBLEM["steps"] for text in step.values())] * 3
+ROOT = Path(data.__file__).parent
 STRINGS = ["", " ", "Bo's 007 pens", "a\n\n b\t \n", "naïve 東京 🙂‍↔️ ½ ٣", "x" * 300, "ababababab aaaaaaa", "<|endoftext|>", "\x00\x7f\u2028",
            "<<10+20=30>>30", "1,000,000 - 3.50 = $7%"]
 
@@ -72,20 +76,132 @@ def test_ids_are_those_of_a_brute_force_merge(tokenizer, tmp_path):
         assert tokenizer.encode(text) == brute_force_ids(text, tokenizer, merges), text
 
 
-def test_transformers_reads_the_same_files_to_the_same_ids(tokenizer, tmp_path):
+def trying_strings():
+    """2,400 strings of every kind that a tokenizer meets, the same each time; those of one character come in long runs."""
+    rng = random.Random(7)
+    alphabets = [" aeopnshvw'", "0123456789.,+-*/=<>() ", "\t\n\r \x0b\x0c\x85\xa0\u2003\u2028\u3000a", [*map(chr, range(128))],
+                 [chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(3000)],
+                 "東京都に猫がいます。我有三只貓，한국어도", ["🙂", "\u200d", "\ufe0f", "👩", "💻", "🇩", "🇪", "1\ufe0f\u20e3", "e\u0301", " "],
+                 ["def ", "return", "    ", "\n", "{", "}", "==", "!=", "->", "self.", "x_1", "0x1F", "/*", "*/", "\"", "'", "#", ";", "\t"],
+                 ["'s", "'ll", "'VE", "don't", "I'm", " ", "’s", "Ann", "cats", "$", "½", "٣", "ǅ", "ß", "İ"]]
+    strings = [STRINGS[i % len(STRINGS)] for i in range(len(STRINGS))] + TEXTS
+    strings += [text for alphabet in alphabets for text in random_strings(250, alphabet, rng)]
+    strings += [before + c * n + after for c in (*"a ^1\n\t'東", "🙂", "ab", " a", "\u200d") for n in (2, 50, 999, 4000) for before in ("", "x")
+                for after in ("", " ", "y")]
+    return [text for text in strings if END not in text]  # transformers reads the name of a special token as that token
+
+
+@pytest.fixture(params=["learned", "gpt2"])
+def a_tokenizer(request, tokenizer, monkeypatch):
+    """A learned vocabulary, and GPT-2's where tiktoken's cache of it is."""
+    if request.param == "learned":
+        return tokenizer
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or ROOT.parent / "shared" / "tiktoken_cache"
+    if not Path(cache).is_dir():
+        pytest.skip("GPT-2's vocabulary is not here: set TIKTOKEN_CACHE_DIR to tiktoken's cache of it")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    return Tokenizer.gpt2()
+
+
+def test_ids_are_those_of_tiktoken_and_of_transformers_on_2000_strings(a_tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is the oracle here: pip install transformers")
-    tokenizer.save(tmp_path)
-    theirs = transformers.GPT2TokenizerFast.from_pretrained(tmp_path)
-    for text in STRINGS + TEXTS + random_strings(300, " aeopnshvw'"):
-        if END not in text:  # theirs reads the name of a special token as that token
-            assert tokenizer.encode(text) == theirs(text)["input_ids"], text
-    assert theirs.convert_tokens_to_ids(END) == tokenizer.end
+    a_tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    strings = trying_strings()
+    ids = a_tokenizer.encode_all(strings)
+    assert len(strings) > 2000
+    for text, ours, other in zip(strings, ids, theirs(strings)["input_ids"]):
+        assert ours == other == a_tokenizer.encode(text), ascii(text)
+        assert a_tokenizer.decode(ours) == theirs.decode(ours) == text, ascii(text)
+    if a_tokenizer.end == 50256:
+        assert ids == tiktoken.get_encoding("gpt2").encode_ordinary_batch(strings)
+    assert theirs.convert_tokens_to_ids(END) == theirs.eos_token_id == theirs.bos_token_id == a_tokenizer.end
+
+
+@pytest.mark.parametrize("text, same", [("a\ud800b", "a\ufffdb"), ("\udfff" * 3, "\ufffd" * 3), ("\ud83d\ude42", "🙂"), ("\ude42\ud83d", "\ufffd\ufffd"),
+                                        ("\ud800" * 20000 + " x", "\ufffd" * 20000 + " x")])
+def test_a_lone_surrogate_is_read_as_the_replacement_character(text, same, tokenizer):
+    assert tokenizer.encode(text) == tokenizer.encode_all([text])[0] == tokenizer.encode(same)
+    assert tokenizer.decode(tokenizer.encode(text)) == same
+
+
+@pytest.mark.parametrize("space", " \n\t\xa0\u3000\x85\x1c\u200b")
+@pytest.mark.parametrize("before, after", [("", ""), ("a", "b"), (" a ", " b"), ("a", "\x1c b")])
+def test_a_very_long_run_of_white_space_is_split_as_a_shorter_one(space, before, after, tokenizer):
+    longer, run = (tokenizer._tiktoken.encode_ordinary(before + space * n + after) for n in (24000, 12000))  # which tiktoken still takes
+    assert tokenizer.encode(before + space * 24000 + after) == longer and tokenizer.encode(before + space * 12000 + after) == run
+    twice = (before + space * 12000 + after) * 2
+    assert tokenizer.encode(twice) == tokenizer._tiktoken.encode_ordinary(twice)
+    if space in " \n":  # a million, which it does not take, has as many tokens more
+        million = before + space * 10 ** 6 + after
+        assert tokenizer.decode(tokenizer.encode(million)) == million
+        assert len(tokenizer.encode(million)) - len(run) == (10 ** 6 - 12000) * (len(longer) - len(run)) / 12000
 
 
 def test_a_saved_vocabulary_opens_to_the_same_ids(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = Tokenizer.open(tmp_path)
     assert again.ranks == tokenizer.ranks and again.end == tokenizer.end
+
+
+def test_gpt2s_own_files_open_and_are_written_again_as_they_were(a_tokenizer, tmp_path):
+    a_tokenizer.save(tmp_path)
+    if a_tokenizer.end == 50256:  # the files that OpenAI published, as tiktoken caches them
+        originals = [path.read_text() for path in Path(os.environ["TIKTOKEN_CACHE_DIR"]).iterdir()]
+        assert (tmp_path / "merges.txt").read_text() in originals
+        assert any(text[0] == "{" and json.loads(text) == json.loads((tmp_path / "vocab.json").read_text()) for text in originals)
+    assert Tokenizer.open(tmp_path, a_tokenizer.vocab_size).ranks == a_tokenizer.ranks
+    (tmp_path / "merges.txt").write_text((tmp_path / "merges.txt").read_text().partition("\n")[2].removesuffix("\n"))  # no version, no last line's end
+    assert Tokenizer.open(tmp_path).ranks == a_tokenizer.ranks
+
+
+def swap(text, i, k):
+    lines = text.split("\n")
+    lines[i], lines[k] = lines[k], lines[i]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("file, change, told", [
+    ("merges.txt", lambda text: text.replace("\n", "\nxy\n", 3).replace("\nxy\n", "\n", 2), r"merges.txt:4: 'xy' is not two tokens that make token 258"),
+    ("merges.txt", lambda text: swap(text, 5, 9), "merges.txt:6: "),
+    ("merges.txt", lambda text: text.replace("\n", "\n\n", 1), "merges.txt:2: ''"),
+    ("merges.txt", lambda text: text[:text.index("\n", 40) + 1], r"vocab.json: \d+ tokens, 256 bytes and \d+ merges make"),
+    ("merges.txt", lambda text: b"\xff", "merges.txt: not UTF-8 at byte 0"), ("merges.txt", None, "merges.txt: No such file"),
+    ("vocab.json", None, "vocab.json: No such file"), ("vocab.json", lambda text: text[:-1], "vocab.json: not a GPT-2 vocabulary"),
+    ("vocab.json", lambda text: "[1]", "not a GPT-2 vocabulary"), ("vocab.json", lambda text: '{"a": "b"}', "vocab.json: "),
+    ("vocab.json", lambda text: text.replace('"!": 0', '"!": 1'), "ids are not 0"), ("vocab.json", lambda text: text.replace('"!"', '"\u6771"'), "KeyError"),
+    ("vocab.json", lambda text: text.replace(END, "end"), "ids are not 0"),
+])
+def test_a_broken_vocabulary_is_refused_by_file_and_line(file, change, told, tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    path = tmp_path / file
+    content = change and change(path.read_text())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode()) if change else path.unlink()
+    with pytest.raises(UserError, match=told) as error:
+        Tokenizer.open(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda found: found | {"normalizer": {"type": "NFC"}}, "not byte-level BPE"), (lambda found: found | {"model": []}, "not a GPT-2 vocabulary"),
+    (lambda found: found | {"added_tokens": found["added_tokens"] + [{"content": "<pad>", "id": found["added_tokens"][0]["id"] + 1}]}, "KeyError|ids are not 0"),
+    (lambda found: found["model"]["merges"].__setitem__(3, ["x", "y"]) or found, r"field 'model.merges\[3\]': 'x y' is not two tokens"), (lambda found: found, None),
+])
+def test_the_tokenizer_json_of_transformers_is_read_as_strictly(change, told, tokenizer, tmp_path):
+    words = {"".join(data._CHAR[b] for b in token): i for token, i in tokenizer.ranks.items()} | {END: tokenizer.end}
+    tokenizer.save(tmp_path)
+    merges = [line.split(" ") for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
+    (tmp_path / "vocab.json").unlink()
+    found = {"added_tokens": [{"id": tokenizer.end, "content": END}], "normalizer": None, "model": {"type": "BPE", "vocab": words, "merges": merges},
+             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(change(found)))
+    if not told:
+        assert Tokenizer.open(tmp_path).ranks == tokenizer.ranks
+        return
+    with pytest.raises(UserError, match=told) as error:
+        Tokenizer.open(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_learning_takes_the_most_frequent_pair_first():

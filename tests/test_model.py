@@ -57,6 +57,8 @@ def test_logits_and_gradients_are_those_of_transformers(shape, tmp_path, transfo
         ours, other = model.to(dtype), theirs.to(dtype)
         ours_logits, their_logits = ours(ids), other(ids).logits
         assert (ours_logits - their_logits).abs().max() <= close * (1 if dtype == torch.float32 else their_logits.abs().max())
+        if shape == SHAPES[-1] and dtype == torch.float64:
+            continue  # its gradients take gigabytes
         for side, logits in (ours, ours_logits), (other, their_logits):
             side.zero_grad()
             F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
