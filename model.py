@@ -350,8 +350,8 @@ LONGEST_HEADER = 100_000_000  # bytes, as for the format's own readers
 def read_safetensors(path):
     """Yield (name, tensor) of a safetensors file, in the order in which they stand there.
 
-    A float32 tensor is a view of a private memory map: its pages come from the file when they are first used. Others,
-    which will be converted, and those that do not stand aligned (in the published files none does) are read.
+    A float32 tensor is a view of a private memory map: its pages come from the file when they are first used (unaligned
+    ones in the published files, which the CPU takes). Others, which will be converted, are read, and freed when that is done.
     Raises ValueError, one line that names the file, where header, dtypes, shapes or offsets do not fit each other or the
     file's size, before any tensor is made.
     """
@@ -384,7 +384,7 @@ def read_safetensors(path):
             raise ValueError(f"{path}: {size} bytes long, its header describes {start + end}")
         data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
         for first, last, name, dtype, shape in entries:
-            if dtype == "F32" and (start + first) % 4 == 0:
+            if dtype == "F32":
                 tensor = torch.frombuffer(data, dtype=torch.float32, count=math.prod(shape), offset=start + first)
             else:
                 tensor = torch.empty(last - first, dtype=torch.uint8)

@@ -200,7 +200,7 @@ def fails(capsys, *argv):
     (["--out", "bad.jsonl"], 1, "error: bad.jsonl: File exists\n"),
     (["--out", "student"], 2, "error: student: holds a student already; --force replaces it, --out DIR leaves it\n"),
     (["--init", "student", "--n-embd", "64"], 2, "error: --n-embd cannot be chosen with --init student, which brings its own\n"),
-    (["--init", "nowhere"], 1, "error: nowhere/config.json: No such file or directory\n"),
+    (["--init", "nowhere"], 2, "error: --init nowhere: no such folder, nor one of gpt2, gpt2-medium, gpt2-large, gpt2-xl\n"),
     (["--block-size", "20"], 1, "error: annotations/train.jsonl: no problem fits into the block of 20 tokens (--block-size)\n"),
     (["--minutes", "0"], 2, "error: --minutes must be more than 0\n"),
     (["--lr", "nan"], 2, "error: --lr must be more than 0\n"),
