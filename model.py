@@ -475,13 +475,15 @@ def download(url, path):
                     redirects.listen(urlsplit(response.url).netloc, response.headers)
                     if response.status != 206:
                         start = f.seek(f.truncate(0))  # a server that sends all of it
-                    total = start + int(response.headers["Content-Length"])
+                    total = start + int(response.headers["Content-Length"] or 0)
                     with tqdm(desc=path.name, initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar:
                         while chunk := response.read(2 ** 20):
                             f.write(chunk)
                             bar.update(len(chunk))
             except (OSError, http.client.HTTPException) as e:
                 broke = e
+                if getattr(e, "code", None) == 416:  # more is here than there: the next call begins anew
+                    f.truncate(0)
             if f.tell() < total and f.tell() <= had:
                 raise broke
         f.flush()

@@ -22,7 +22,7 @@ from data import Tokenizer, UserError, write_problems
 from model import FILES, GPT, GPTConfig, KVCache, published, read_safetensors, write_safetensors
 
 SHAPES = [(97, 32, 1, 1, 8), (301, 64, 3, 4, 48), (1000, 128, 4, 4, 128), (13, 7, 2, 5, 35), (50257, 1024, 12, 12, 768)]  # the last: GPT-2 small
-MUTATIONS = int(os.environ.get("MUTATIONS", 300))  # of a safetensors file; an hour's worth is for a run by hand
+MUTATIONS = int(os.environ.get("MUTATIONS", 300))  # of a safetensors file
 
 
 def small_model(vocab_size=50, block_size=24, n_layer=2, n_head=2, n_embd=16, seed=1):
@@ -506,8 +506,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Linked-Size", str(len(body) + how.get("longer", 0)))
             return self.end_headers()
         start = int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] and not how.get("no_ranges") else None
+        if start is not None and start >= len(body):
+            return self.send_error(416)
         self.send_response(200 if start is None else 206)
-        self.send_header("Content-Length", str(len(body) - (start or 0)))
+        if large or not how.get("no_length"):
+            self.send_header("Content-Length", str(len(body) - (start or 0)))
         if start is not None:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("ETag", '"%064d"' % 7 if large else f'W/"{how.get("sha1") or hashlib.sha1(b"blob %d" % len(body) + bytes(1) + body).hexdigest()}"')
@@ -545,7 +548,7 @@ def assert_whole(folder, server):
     assert all((folder / file).read_bytes() == server.files[file] for file in FILES)
 
 
-@pytest.mark.parametrize("how", [{}, {"cuts": [1, 5000, 3]}, {"cuts": [9000], "no_ranges": True}, {"no_ranges": True}])
+@pytest.mark.parametrize("how", [{}, {"cuts": [1, 5000, 3]}, {"cuts": [9000], "no_ranges": True}, {"no_length": True}])
 def test_published_weights_are_downloaded_once_in_spite_of_breaks(how, hub):
     hub.how.update(how)
     folder = published("gpt2")
@@ -568,10 +571,18 @@ def test_a_download_that_ends_early_goes_on_where_it_was(hub, tmp_path):
     assert hub.asked[-1][1] in ("bytes=3999-", "bytes=3998-")
 
 
-def test_a_part_that_is_whole_already_is_taken(hub, tmp_path):
+def test_a_part_that_is_whole_already_is_taken_and_one_of_something_else_replaced(hub, tmp_path):
     assert_whole(folder := published("gpt2"), hub)
-    (folder / "model.safetensors").rename(folder / "model.safetensors.part")
+    (folder / "model.safetensors").rename(part := folder / "model.safetensors.part")
+    hub.asked.clear()
     assert_whole(published("gpt2"), hub)
+    assert hub.asked == [("model.safetensors", f"bytes={len(hub.files['model.safetensors']) - 1}-")] * 2  # the hub, and where it sends us
+    for content, told in (bytes(10 ** 6), "Range Not Satisfiable"), (bytes(100), "deleted"):
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        part.write_bytes(content)
+        with pytest.raises(ValueError, match=told):
+            published("gpt2")
+        assert_whole(published("gpt2"), hub)
 
 
 @pytest.mark.parametrize("how, file", [({"sha256": "0" * 64}, "model.safetensors"), ({"longer": 1}, "model.safetensors"), ({"sha1": "0" * 40}, "config.json")])
