@@ -350,8 +350,8 @@ LONGEST_HEADER = 100_000_000  # bytes, as for the format's own readers
 def read_safetensors(path):
     """Yield (name, tensor) of a safetensors file, in the order in which they stand there.
 
-    A float32 tensor is a view of a private memory map: its pages come from the file when they are first used (unaligned
-    ones in the published files, which the CPU takes). Others, which will be converted, are read, and freed when that is done.
+    A tensor is a view of a private memory map: its pages come from the file when they are used (in the published files they
+    stand unaligned, which a CPU takes). The pages of one that is not float32 are given back when the next is asked for.
     Raises ValueError, one line that names the file, where header, dtypes, shapes or offsets do not fit each other or the
     file's size, before any tensor is made.
     """
@@ -384,14 +384,10 @@ def read_safetensors(path):
             raise ValueError(f"{path}: {size} bytes long, its header describes {start + end}")
         data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
         for first, last, name, dtype, shape in entries:
-            if dtype == "F32":
-                tensor = torch.frombuffer(data, dtype=torch.float32, count=math.prod(shape), offset=start + first)
-            else:
-                tensor = torch.empty(last - first, dtype=torch.uint8)
-                f.seek(start + first)
-                f.readinto(tensor.numpy())
-                tensor = tensor.view(DTYPES[dtype])
-            yield name, tensor.view(shape)
+            yield name, torch.frombuffer(data, dtype=DTYPES[dtype], count=math.prod(shape), offset=start + first).view(shape)
+            if dtype != "F32" and hasattr(data, "madvise"):  # it has been converted: its pages need not stay in memory
+                page = (start + first) // mmap.PAGESIZE * mmap.PAGESIZE
+                data.madvise(mmap.MADV_DONTNEED, page, start + last - page)
 
 
 def write_safetensors(path, tensors):
