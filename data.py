@@ -241,7 +241,7 @@ class Tokenizer:
         if len(ranks) != 256 + len(merges):
             raise UserError(f"{path}: {len(ranks)} tokens, 256 bytes and {len(merges)} merges make {256 + len(merges)}")
         if vocab_size not in (None, end + 1):
-            raise UserError(f"{path}: {end + 1} tokens, the model beside it has embeddings for {vocab_size} (config.json)")
+            raise UserError(f"{path}: {end + 1} tokens, the model's config.json says {vocab_size}")
         return cls(ranks)
 
     @classmethod

@@ -84,8 +84,7 @@ def trying_strings():
                  "東京都に猫がいます。我有三只貓，한국어도", ["🙂", "\u200d", "\ufe0f", "👩", "💻", "🇩", "🇪", "1\ufe0f\u20e3", "e\u0301", " "],
                  ["def ", "return", "    ", "\n", "{", "}", "==", "!=", "->", "self.", "x_1", "0x1F", "/*", "*/", "\"", "'", "#", ";", "\t"],
                  ["'s", "'ll", "'VE", "don't", "I'm", " ", "’s", "Ann", "cats", "$", "½", "٣", "ǅ", "ß", "İ"]]
-    strings = [STRINGS[i % len(STRINGS)] for i in range(len(STRINGS))] + TEXTS
-    strings += [text for alphabet in alphabets for text in random_strings(250, alphabet, rng)]
+    strings = STRINGS + TEXTS + [text for alphabet in alphabets for text in random_strings(250, alphabet, rng)]
     strings += [before + c * n + after for c in (*"a ^1\n\t'東", "🙂", "ab", " a", "\u200d") for n in (2, 50, 999, 4000) for before in ("", "x")
                 for after in ("", " ", "y")]
     return [text for text in strings if END not in text]  # transformers reads the name of a special token as that token
