@@ -1,28 +1,47 @@
-"""Everything that makes annotation files: the template teacher, which writes problems with their sub-questions and
-solutions, and the converter of GSM8K's Socratic files.
+"""Everything that makes annotation files, in this order: the template teacher, which draws problems with their sub-questions
+and solutions; converters of published datasets; the LLM teacher, a model behind a server; the students as their own teacher;
+and a check of what came out.
 
 A problem of the template teacher is a list of quantities. A quantity is "Yuri has 30 apples": an owner, a verb, an object
 and a number; so it has one sub-question, "How many apples does Yuri have?", and later sentences find it by its owner,
 "5 more apples than Yuri". A quantity is given or follows from earlier ones by a kind of relation or event, a row of KINDS.
 """
 import argparse
+import hashlib
+import http.client
 import json
+import math
 import os
+import queue
+import random
 import re
 import shlex
+import socket
+import ssl
 import sys
+import threading
+import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
+import torch
 from tqdm import tqdm
 
-from data import Parser, UserError, check_text, read_rows, run, written_aside
+from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, jsonl, parse_rows, read_problems, \
+    read_rows, run, segments, write_problems, written_aside
+from infer import calculate, same_answer
 
 SPLITS = "train", "valid", "test"
+SHARES = 95, 5, 0  # percent of a dataset's problems in each split
 STYLES = "restate", "short"  # how solutions are laid out: see write_solution
 
 
@@ -272,6 +291,12 @@ KIND_WEIGHTS = list(accumulate(kind.weight for kind in KINDS))
 PAIR_WEIGHTS = list(accumulate(kind.weight for kind in PAIRS))
 
 
+def wordings_of(wordings, part):
+    """Of a relation's wordings the one that is held out ("test"), the others ("train"), or all."""
+    held_out = list(dict.fromkeys(wordings))[1]
+    return wordings if part == "all" else [wording for wording in wordings if (wording == held_out) == (part == "test")]
+
+
 def draw_number(rng, op, form, value, low, high):
     """A number k that makes `value op k` (or `k op value`) whole and from 2 to 1,000, or None."""
     if op == "/":
@@ -316,6 +341,7 @@ class Story:
     """
     rng: Random
     level: int
+    wordings: str  # "all", "train" or "test": see `wordings_of`
     names: list    # taken from the end
     objects: list  # what the problem is about, and another
     facts: list = field(default_factory=list)
@@ -385,7 +411,8 @@ class Story:
     # -- facts, each with the quantity that it makes
 
     def tell(self, wordings, quantity, people, event=False, **words):
-        self.facts.append(Fact(self.rng.choice(wordings).format(**words), quantity, frozenset(people), event))
+        wording = self.rng.choice(wordings_of(wordings, self.wordings))
+        self.facts.append(Fact(wording.format(**words), quantity, frozenset(people), event))
 
     def give(self):
         """A given amount."""
@@ -560,8 +587,9 @@ def told_already(op, x, y):
     return x in y.operands and y.op in "+-" if op == "-" else y.op == "-" and x is y.operands[1]
 
 
-def draw_story(rng, level, n_steps, made_up=False, training=True):
-    """Draw a problem of `n_steps` steps as a Story. made_up: of made-up words, those for training or those for evaluation."""
+def draw_story(rng, level, n_steps, made_up=False, training=True, wordings="all"):
+    """Draw a problem of `n_steps` steps as a Story. made_up: of made-up words, those for training or those for evaluation;
+    wordings: "all", "train" or "test"."""
     n_names = 3 * n_steps + 3  # more than it can use
     while True:
         if made_up:
@@ -569,7 +597,7 @@ def draw_story(rng, level, n_steps, made_up=False, training=True):
             names, objects = list(names), [make_up_word(rng, training) + "s" for _ in range(2)]
         else:
             names, objects = rng.sample(NAMES, n_names), rng.sample(OBJECTS, 2)
-        story = Story(rng, level, names, objects)
+        story = Story(rng, level, wordings, names, objects)
         try:
             story.grow(n_steps)
         except DeadEnd:
@@ -595,10 +623,12 @@ def draw_split(split, args, seen, bar):
     rng = Random(f"{args.seed} {split}")  # one each: the test problems do not depend on how many are for training
     low, high = args.steps
     made_up = args.made_up if split == "train" else args.made_up_test
+    wordings = "all" if args.wordings == "all" else "test" if split == "test" else "train"
     rows = []
     while len(rows) < getattr(args, split):
         n_steps = low + len(rows) % (high - low + 1)
-        row = write_problem(draw_story(rng, args.level, n_steps, rng.random() < made_up, split == "train"), args.style)
+        story = draw_story(rng, args.level, n_steps, rng.random() < made_up, split == "train", wordings)
+        row = write_problem(story, args.style)
         if row["problem"] not in seen:
             seen.add(row["problem"])
             rows.append({"id": f"templates-{args.level}-{args.seed}-{split}-{len(rows) + 1}", **row})
@@ -613,97 +643,887 @@ def templates(args):
     with tqdm(total=args.train + args.valid + args.test, unit=" problems", disable=None) as bar:
         for split in reversed(SPLITS):  # the small ones first: if other problems are there already, that shows at once
             rows = draw_split(split, args, seen, bar)
-            files[args.out / f"{split}.jsonl"] = encode(rows)
+            files[args.out / f"{split}.jsonl"] = rows
             replaceable(files, args.force)
     save(files)
-    print(f"{args.out}: " + ", ".join(f"{split} {getattr(args, split):,}" for split in SPLITS) + " problems")
     steps = Counter(len(row["steps"]) for row in rows)
     print("train by steps: " + ", ".join(f"{n}: {steps[n]:,}" for n in sorted(steps)))
-    print(next_command(args.out))
+    report(args.out, {args.out / f"{split}.jsonl": getattr(args, split) for split in SPLITS})
 
 
-# ---- GSM8K's Socratic files --------------------------------------------------------------------------------------------
+# ---- converters: published files as they are ---------------------------------------------------------------------------
 
-def convert_gsm8k(answer):
-    """GSM8K's Socratic answer, lines "sub-question ** solution" and a last line "#### 70,000", as (steps, "70000").
+class Unfit(Exception):
+    """What cannot become an annotated problem, and why."""
 
-    Raises ValueError that says why not.
+
+def text_of(row, name):
+    """The text in a field of a published row; raises Unfit."""
+    if not isinstance(row.get(name), str) or not row[name].strip():
+        raise Unfit(f"field '{name}' is missing, empty or no text")
+    return row[name]
+
+
+def from_gsm8k(row, args):
+    """GSM8K: lines of an answer, the last "#### 70,000". In the Socratic files a line is "sub-question ** solution".
+
+    The main files have no sub-questions. Their lines become steps all the same, each with the plain question "What is step
+    1?", so that a student of the role cot or answer learns from them as they are; "questions": "plain" marks the row.
+    A decomposer has nothing to learn there: `annotate.py teacher --style questions` asks for real sub-questions.
     """
-    *lines, last = [line.strip() for line in answer.splitlines() if line.strip()]
-    if not last.startswith("####"):
-        raise ValueError("no last line '#### answer'")
-    number = last.removeprefix("####").strip().replace(",", "")
-    if not re.fullmatch(r"-?\d+(\.\d+)?", number, re.ASCII):
-        raise ValueError("the answer after '####' is no number")
+    problem = text_of(row, "question")
+    *lines, last = [stripped for line in text_of(row, "answer").splitlines() if (stripped := line.strip())]
+    if not last.startswith(MARK):
+        raise Unfit("no last line '#### answer'")
+    answer = last.removeprefix(MARK).strip().replace(",", "")
+    if not re.fullmatch(r"-?\d+(\.\d+)?", answer, re.ASCII):
+        raise Unfit("the answer after '####' is no number")
+    if not lines:
+        raise Unfit("no steps")
     if not any("**" in line for line in lines):
-        raise ValueError("no sub-questions")
+        steps = [{"question": f"What is step {k}?", "solution": line} for k, line in enumerate(lines, 1)]
+        return {"problem": problem, "steps": steps, "answer": answer, "questions": "plain"}
     steps = []
     for line in lines:
         question, _, solution = (part.strip() for part in line.partition("**"))
         if not question or not solution:
-            raise ValueError("a line that is not 'sub-question ** solution'")
+            raise Unfit("a line that is not 'sub-question ** solution'")
         steps.append({"question": question, "solution": solution})
-    return steps, number
+    return {"problem": problem, "steps": steps, "answer": answer}
 
 
-def gsm8k(args):
-    """Convert GSM8K's Socratic files into train.jsonl, valid.jsonl and test.jsonl, or into one file."""
-    one_file = args.out.suffix == ".jsonl"
-    if one_file and (args.valid or args.test):
-        raise UserError("--valid and --test need a folder: --out DIR", 2)
-    rows, left_out, seen, n_read = [], {}, set(), 0
-    for path in args.files:
-        for where, row in read_rows(path):
-            check_text(row, "question", where)
-            check_text(row, "answer", where)
-            question, answer = row["question"], row["answer"]
+OPERATION = re.compile(r"\(\s*(-?[\d.]+)\s*([-+*/])\s*(-?[\d.]+)\s*\)")
+
+
+def from_svamp(row, args):
+    """SVAMP (Patel et al. 2021): body, question, equation, answer. Each operation of the equation, the innermost first, is a
+    step, whose sub-question is "What is 3 + 4?"; the last step asks SVAMP's own question."""
+    body, question = text_of(row, "Body").strip(), text_of(row, "Question").strip()
+    equation, answer = text_of(row, "Equation"), calculate(str(row.get("Answer")))
+    if answer is None:
+        raise Unfit("field 'Answer' is missing or no number")
+    left, steps = re.sub(r"\.0\b", "", equation), []
+    while match := OPERATION.search(left):
+        a, op, b = match.groups()
+        result = calculate(f"{a}{op}{b}")
+        if result is None:
+            raise Unfit(f"its equation {equation} does not compute")
+        steps.append({"question": f"What is {a} {op} {b}?", "solution": f"{a} {op} {b} = <<{a}{op}{b}={result}>>{result}"})
+        left = left[:match.start()] + result + left[match.end():]
+    if not same_answer(left, answer):
+        raise Unfit(f"its equation {equation} is not its answer {answer}")
+    steps = steps or [{"solution": answer}]
+    steps[-1]["question"] = question
+    if body[-1] not in ".?!":  # "If each pack costs 3 dollars", "How much ...?": two halves of a sentence
+        body, question = body + ",", question[0].lower() + question[1:]
+    return {"id": f"svamp-{row.get('ID')}", "problem": f"{body} {question}", "answer": answer,
+            "steps": [{"question": step["question"], "solution": step["solution"]} for step in steps]}
+
+
+def from_strategyqa(row, args):
+    """StrategyQA (Geva et al. 2021): a yes/no question, its human decomposition, and facts.
+
+    The decomposition are the sub-questions. Facts are as many as the sub-questions in a third of the rows only, and not
+    always in their order: each fact is the solution of the sub-question with which it shares most words, and a
+    sub-question that none has chosen takes the fact that suits it best. The last solution closes with the answer.
+    """
+    problem, questions, facts = text_of(row, "question"), row.get("decomposition"), row.get("facts")
+    for name, texts in ("decomposition", questions), ("facts", facts):
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise Unfit(f"field '{name}' is missing, empty or no list of texts")
+    if not isinstance(row.get("answer"), bool):
+        raise Unfit("field 'answer' is missing or neither true nor false")
+    answer = "yes" if row["answer"] else "no"
+    words = [stems(question) for question in questions]
+    rarity = Counter(stem for one in words for stem in one)
+    shared = [[sum(1 / rarity[stem] for stem in stems(fact) & one) for one in words] for fact in facts]
+    told = [[] for _ in questions]
+    for i, scores in enumerate(shared):
+        told[scores.index(max(scores)) if any(scores) else min(i, len(questions) - 1)].append(i)
+    for k in range(len(questions) - 1):
+        told[k] = told[k] or [max(range(len(facts)), key=lambda i: (shared[i][k], -abs(i - k)))]
+    solutions = [" ".join(facts[i].strip().rstrip(".") + "." for i in one) for one in told]
+    solutions[-1] = f"{solutions[-1]} So the answer is {answer}.".strip()
+    asked = []
+    for question in questions:
+        if any(not 1 <= int(k) <= len(asked) for k in REFERENCE.findall(question)):
+            raise Unfit("a sub-question refers to one that does not come before it")
+        asked.append(question.strip() if args.references == "kept" else resolve(question.strip(), asked))
+    steps = [{"question": question, "solution": solution} for question, solution in zip(asked, solutions)]
+    return {"id": f"strategyqa-{row.get('qid')}", "problem": problem, "steps": steps, "answer": answer}
+
+
+REFERENCE = re.compile(r"#(\d+)")
+
+
+def resolve(question, asked):
+    """A sub-question with what `#1` refers to put into words: 'Where was the answer to "Who played Bond?" born?'
+
+    asked: the sub-questions before it, resolved. What stands in quotes within quotes gets single ones.
+    """
+    return REFERENCE.sub(lambda m: 'the answer to "{}"'.format(asked[int(m[1]) - 1].replace('"', "'")), question)
+
+
+def stems(text):
+    """What identifies a text's words, whatever their endings: their first five letters, of words of four and more."""
+    return {word[:5] for word in re.findall(r"[^\W_]{4,}|\d+", text.casefold())}
+
+
+CONVERTERS = {"gsm8k": (from_gsm8k, "question, answer"), "svamp": (from_svamp, "Body, Question, Equation, Answer"),
+              "strategyqa": (from_strategyqa, "question, answer, decomposition, facts")}
+
+
+def split_of(problem, shares):
+    """The split of a problem, by a hash of its text: it stays there when the file grows or is reordered. shares: percent."""
+    place = int.from_bytes(hashlib.sha256(" ".join(problem.split()).encode("utf-8", "replace")).digest()[:8], "big") % 10000
+    return next(split for split, upto in zip(SPLITS, accumulate(shares)) if place < 100 * upto)
+
+
+def destinations(args):
+    """{split: path}: DIR/train.jsonl and so on, or for all splits the one file that --out names."""
+    if args.out.suffix == ".jsonl":
+        if args.split:
+            raise UserError("--split needs a folder: --out DIR", 2)
+        return dict.fromkeys(SPLITS, args.out)
+    return {split: args.out / f"{split}.jsonl" for split, part in zip(SPLITS, args.split or SHARES) if part}
+
+
+def convert(args):
+    """Convert the files of a dataset into train.jsonl, valid.jsonl and test.jsonl, or into one file; account for each row."""
+    converter, fields = CONVERTERS[args.command]
+    paths = destinations(args)
+    files, seen, left_out, n_read = {}, set(), [], 0
+    for file in args.files:
+        for where, row in read_rows(file):
             n_read += 1
             try:
-                if question in seen:
-                    raise ValueError("the same problem as an earlier row")
-                steps, answer = convert_gsm8k(answer)
-            except ValueError as e:
-                left_out.setdefault(str(e), []).append(where)
+                new = {"id": f"{args.command}-{n_read}"} | converter(row, args) | {"source": args.command}
+                if new["problem"] in seen:
+                    raise Unfit("the same problem as an earlier row")
+            except Unfit as e:
+                if args.strict:
+                    raise UserError(f"{where}: {e} (--strict)")
+                left_out.append((str(e), where, row.get("qid") or row.get("ID") or f"{args.command}-{n_read}"))
                 continue
-            seen.add(question)
-            rows.append({"id": f"gsm8k-{n_read}", "problem": question, "steps": steps, "answer": answer,
-                         "source": "gsm8k"})
-    reasons = [f"{len(places):,} left out: {reason} ({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
-               for reason, places in left_out.items()]
-    if not rows:
-        hint = "; GSM8K's Socratic files have them, as lines 'sub-question ** solution'" if "no sub-questions" in left_out else ""
-        raise UserError(f"{n_read:,} rows read, none can be used: " + "; ".join(reasons) + hint if n_read else
-                        f"{args.files[-1]}: holds no row")
-
-    n_valid = (0 if one_file else max(1, len(rows) // 20)) if args.valid is None else args.valid
-    if n_valid + args.test >= len(rows):
-        raise UserError(f"--valid {n_valid} and --test {args.test} leave nothing of {len(rows)} rows for training", 2)
-    drawn = Random(args.seed).sample(range(len(rows)), n_valid + args.test)
-    split_of = {i: "valid" if k < n_valid else "test" for k, i in enumerate(drawn)}
-    splits = {}
-    for i, row in enumerate(rows):
-        splits.setdefault(split_of.get(i, "train"), []).append(row)
-    files = {args.out if one_file else args.out / f"{split}.jsonl": encode(part) for split, part in splits.items()}
-    usable(args.out.parent if one_file else args.out)
+            seen.add(new["problem"])
+            files.setdefault(paths[split_of(new["problem"], args.split or SHARES)], []).append(new)
+    if not n_read:
+        raise UserError(f"{args.files[-1]}: holds no row")
+    if not seen:
+        reasons = "; ".join(f"{n:,} left out: {reason}" for reason, n in Counter(reason for reason, *_ in left_out).items())
+        raise UserError(f"{args.files[0]}: {n_read:,} rows read, none can be used: {reasons}; {args.command}'s rows have the "
+                        f"fields {fields}")
+    if empty := set(paths.values()) - files.keys():
+        raise UserError(f"{len(seen):,} problems, and none falls into {min(empty).name}: give it a larger part, as in --split "
+                        "80/10/10, or write one file: --out FILE.jsonl", 2)
+    usable(args.out.parent if args.out.suffix else args.out)
     replaceable(files, args.force)
     save(files)
-    print(f"{n_read:,} rows read, {len(rows):,} written, {n_read - len(rows):,} left out")
-    for reason in reasons:
-        print(f"  {reason}")
-    if one_file:
-        print(f"{args.out}: {len(rows):,} problems")
-    else:
-        counts = ", ".join(f"{split} {len(splits[split]):,}" for split in SPLITS if split in splits)
-        print(f"{args.out}: {counts} problems")
-        print(next_command(args.out))
+    for reason, where, name in left_out:
+        print(f"left out: {where} ({name}): {reason}")
+    print(f"{n_read:,} rows read, {len(seen):,} written, {len(left_out):,} left out")
+    rows = [row for part in files.values() for row in part]
+    if plain := sum("questions" in row for row in rows):
+        print(f"{plain:,} have no sub-questions of their own but plain ones, \"What is step 1?\": for --role cot and answer, or "
+              "as the FILE of annotate.py teacher")
+    report(args.out, {path: len(files[path]) for path in dict.fromkeys(paths.values())})
+
+
+# ---- equations and answers ---------------------------------------------------------------------------------------------
+
+NOTE = re.compile(r"<<([^<>]*?)=([^<>=]*)>>")
+# an equation without a note: numbers and signs, not in the middle of a longer expression
+PLAIN = re.compile(r"(?<![\w.,)^%*/+=-])(?<![*/+=-] )(\$?\d[\d.,]*(?:\s*[-+*/x×]\s*\$?\d[\d.,]*)+)\s*=\s*(\$?)(\d[\d,]*(?:\.\d+)?)"
+                   r"(?!\s*[-+*/x×%^]|[\d.,]*\d)")
+
+
+def computes(expression, result):
+    """Whether the calculator comes to `result` (text), which may be rounded to two places or more or to those it has."""
+    value = calculate(expression)
+    if value is None or same_answer(value, result):
+        return value is not None
+    match = re.fullmatch(r"[$\s]*(-?\d*\.(\d+))\s*", result.replace(",", ""), re.ASCII)
+    return bool(match) and abs(Fraction(value) - Fraction(match[1])) <= Fraction(1, 10 ** min(2, len(match[2])))
+
+
+def wrong_equations(solution):
+    """The notes <<...=...>> of a solution that do not compute or are broken, each in words."""
+    notes = NOTE.findall(solution)
+    if not len(notes) == solution.count("<<") == solution.count(">>"):
+        yield "a broken note <<...=...>>"
+    for expression, result in notes:
+        if not computes(expression, result):
+            yield f"<<{expression}={result}>> does not compute: the calculator says {calculate(expression) or 'nothing'}"
+
+
+def with_notes(solution):
+    """A solution in which each plain equation, "3 x 4 = $12", has its note: "3 x 4 = $<<3*4=12>>12".
+
+    Raises Unfit for a wrong one. Students learn to call the calculator from notes alone, and not every teacher writes them.
+    """
+    def note(match):
+        expression, currency, result = match.groups()
+        terms = re.sub(r"[x×]", "*", re.sub(r"[\s,$]", "", expression))
+        if not computes(terms, result):
+            raise Unfit(f"{match[0]} does not compute")
+        return f"{match[0][:len(match[0]) - len(result)]}<<{terms}={result.replace(',', '')}>>{result}"
+    return solution if "<<" in solution else PLAIN.sub(note, solution)
+
+
+def reaches(solution, answer):
+    """Whether a solution says the answer: as one of its numbers, or else in these words."""
+    said = NOTE.sub(r" \2 ", solution)
+    return any(same_answer(number, answer) for number in re.findall(r"-?\$?[\d,.]*\d", said)) or \
+        re.search(rf"(?<!\w){re.escape(answer.strip())}(?!\w)", said, re.I) is not None
+
+
+# ---- the LLM teacher: prompts ------------------------------------------------------------------------------------------
+
+EXAMPLES = [
+    {"problem": "A baker fills 6 trays with 12 rolls each and sells 50 of the rolls. How many rolls are left?", "answer": "22",
+     "steps": [{"question": "How many rolls does the baker make?", "solution": "The baker makes 6*12 = <<6*12=72>>72 rolls."},
+               {"question": "How many rolls are left?", "solution": "There are 72-50 = <<72-50=22>>22 rolls left."}]},
+    {"problem": "A ticket costs $7.50, for children half as much. What do 2 adults and 3 children pay?", "answer": "26.25",
+     "steps": [{"question": "What does a child's ticket cost?", "solution": "A child's ticket costs 7.5/2 = $<<7.5/2=3.75>>3.75."},
+               {"question": "What do the adults pay?", "solution": "The adults pay 2*7.5 = $<<2*7.5=15>>15."},
+               {"question": "What do the children pay?", "solution": "The children pay 3*3.75 = $<<3*3.75=11.25>>11.25."},
+               {"question": "What do they pay together?", "solution": "Together they pay 15+11.25 = $<<15+11.25=26.25>>26.25."}]},
+    {"problem": "Could a goldfish live in the Dead Sea?", "answer": "no",
+     "steps": [{"question": "What water does a goldfish need?", "solution": "A goldfish needs fresh water."},
+               {"question": "How salty is the Dead Sea?", "solution": "The Dead Sea is several times as salty as an ocean."},
+               {"question": "Can a goldfish live in such salty water?", "solution": "It needs fresh water, so the answer is no."}]},
+]
+INSTRUCTIONS = {
+    "socratic": "Solve the last problem as in the examples: ask yourself one sub-question after another, and give each a short "
+                "solution. Write each calculation as 3*4 = <<3*4=12>>12. Close with the answer alone: a number without a unit, "
+                "or yes or no. Write nothing else.",
+    "cot": "Solve the last problem as in the examples: one short step a line. Write each calculation as 3*4 = <<3*4=12>>12. Close "
+           "with the answer alone: a number without a unit, or yes or no. Write nothing else.",
+    "questions": "For each solution of the last problem write the sub-question that it answers, as in the examples. Write nothing "
+                 "else.",
+}
+STAGES = {"socratic": ["socratic"], "cot": ["cot", "questions"], "questions": ["questions"]}  # the requests of each style
+
+
+def laid_out(stage, steps, answer):
+    """What a prompt shows of an example and what the teacher is to write about it: two texts, for a stage of STAGES."""
+    questions, solutions = ([f"{name.capitalize()} {k}: {step[name]}" for k, step in enumerate(steps, 1) if name in step]
+                            for name in ("question", "solution"))
+    close = [f"Answer: {answer}"]
+    if stage == "questions":
+        return "\n" + "\n".join(solutions), "\n".join(questions)
+    return "", "\n".join([line for pair in zip(questions, solutions) for line in pair] + close if stage == "socratic" else
+                         [step["solution"] for step in steps] + close)
+
+
+def built_in(stage):
+    """Our prompt of a stage, few-shot as the paper's, with the placeholders {problem} and, for questions, {solutions}."""
+    shots = [f"Problem: {example['problem']}{given}\n{wanted}" for example in EXAMPLES
+             for given, wanted in [laid_out(stage, example["steps"], example["answer"])]]
+    return "\n\n".join([INSTRUCTIONS[stage], *shots, "Problem: {problem}" + "\n{solutions}" * (stage == "questions")]) + "\n"
+
+
+def read_prompts(args):
+    """The prompts of a style, {stage: text}; --prompt FILE stands for the first. Raises UserError."""
+    prompts = {stage: built_in(stage) for stage in STAGES[args.style]}
+    if args.prompt:
+        first = STAGES[args.style][0]
+        try:
+            prompts[first] = args.prompt.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"--prompt {args.prompt}: not UTF-8")
+        except OSError as e:
+            raise UserError(f"--prompt {args.prompt}: {e.strerror}")
+        for place in ("{problem}", "{solutions}")[:1 + (first == "questions")]:
+            if place not in prompts[first]:
+                raise UserError(f"--prompt {args.prompt}: the placeholder {place} is missing: write it where that is to stand")
+    return prompts
+
+
+def fill(prompt, problem, steps=()):
+    """A prompt about a problem (text) and, for questions, the solutions of its steps."""
+    given, _ = laid_out("questions", [{"solution": step["solution"]} for step in steps], "")
+    values = {"{problem}": " ".join(problem.split()), "{solutions}": given.strip()}
+    return re.sub(r"\{problem\}|\{solutions\}", lambda match: values[match[0]], prompt)
+
+
+LABEL = re.compile(r"^[\s#>*_-]*(?:(?:sub-?)?(question|solution|answer)[ \t]*\d*[ \t*_]*:|####)[ \t*_]*", re.I | re.M)
+
+
+def labelled(reply):
+    """The parts of a reply: a list of (label, text), "question", "solution" or "answer", up to the first answer (also "####").
+
+    What a chat model puts before the first label is passed over.
+    """
+    _, *parts = LABEL.split(reply)
+    parts = [((label or "answer").lower(), text) for label, text in zip(parts[::2], parts[1::2])]
+    labels = [label for label, _ in parts]
+    if "answer" in labels:
+        parts = parts[:labels.index("answer") + 1]
+        parts[-1] = "answer", (parts[-1][1].strip().splitlines() or [""])[0]
+    parts = [(label, " ".join(text.split()).strip("*_ ")) for label, text in parts]
+    if any(not text for _, text in parts):
+        raise Unfit("the reply has an empty part")
+    return parts
+
+
+def read_dialogue(reply):
+    """Steps and answer of a reply "Question 1: ... Solution 1: ... Answer: ..."; raises Unfit."""
+    parts = labelled(reply)
+    if [label for label, _ in parts] != ["question", "solution"] * (len(parts) // 2) + ["answer"] or len(parts) < 3:
+        raise Unfit("the reply is not question, solution, ..., answer")
+    texts = [text for _, text in parts]
+    return [{"question": q, "solution": s} for q, s in zip(texts[:-1:2], texts[1::2])], texts[-1]
+
+
+def read_chain(reply):
+    """Steps, without questions, and answer of a reply "... Answer: ..."; raises Unfit."""
+    chain = LABEL.split(reply)[0]
+    parts = labelled(reply)
+    lines = (re.sub(r"^\s*(?:[-*]|(?:step )?\d+[.:)])\s+", "", line, flags=re.I).strip() for line in chain.splitlines())
+    steps = [{"solution": line} for line in lines if line]
+    if [label for label, _ in parts] != ["answer"] or not steps:
+        raise Unfit("the reply is not lines and 'Answer: ...'")
+    return steps, parts[0][1]
+
+
+def read_questions(reply, steps):
+    """The steps with the questions of a reply "Question 1: ..."; raises Unfit."""
+    parts = labelled(reply)
+    if [label for label, _ in parts] != ["question"] * len(steps):
+        raise Unfit(f"the reply is not {len(steps)} questions")
+    return [{"question": question, "solution": step["solution"]} for (_, question), step in zip(parts, steps)]
+
+
+def verified(steps, answer, problem):
+    """The steps, if their equations compute and they come to the problem's known answer; raises Unfit."""
+    for step in steps:
+        step["solution"] = with_notes(step["solution"])
+        for wrong in wrong_equations(step["solution"]):
+            raise Unfit(wrong)
+    if not same_answer(answer, problem["answer"]):
+        raise Unfit(f"the answer is {answer[:40]}, not {problem['answer']}")
+    if not reaches(steps[-1]["solution"], problem["answer"]):
+        raise Unfit("the last solution does not come to the answer")
+    return steps
+
+
+def converse(style, ask, problem):
+    """Have a problem annotated; returns its steps. ask(stage, steps) sends a request and returns the reply's text.
+
+    In the style cot the teacher thinks first and asks afterwards, a question for each line; in the style questions the
+    file's own solutions stand, and questions are all that is asked for. Raises Unfit.
+    """
+    if style == "socratic":
+        return verified(*read_dialogue(ask("socratic")), problem)
+    steps = verified(*read_chain(ask("cot")), problem) if style == "cot" else problem["steps"]
+    return read_questions(ask("questions", steps), steps)
+
+
+def annotate(problem, endpoint, prompts, args):
+    """Have a problem annotated, asking up to --tries times at rising temperature.
+
+    Returns the row that is to be written: the problem with its new steps and with how they came about under "teacher", or,
+    with neither, "rejected": why the last try was no use, and "reply", what the teacher said.
+    """
+    about = provenance(prompts, args) | {"tokens": [0, 0]}
+    said = ""
+
+    def ask(stage, steps=()):
+        nonlocal said
+        reply = endpoint.ask(fill(prompts[stage], problem["problem"], steps), about["temperature"])
+        about["served"], said = reply.model, reply.text
+        about["tokens"] = [a + b for a, b in zip(about["tokens"], reply.tokens)]
+        if reply.finish == "length":
+            raise Unfit(f"the reply was cut off after {reply.tokens[1]} tokens (--max-tokens)")
+        return said
+
+    for k in range(args.tries):
+        rise = max(0, 1 - args.temperature) * k / max(1, args.tries - 1)
+        about |= {"try": k + 1, "temperature": round(args.temperature + rise, 2),
+                  "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        try:
+            return {**problem, "steps": converse(args.style, ask, problem), "teacher": about}
+        except Unfit as e:
+            reason = str(e)
+            if isinstance(e, Refused):
+                break
+    return {key: problem[key] for key in ("id", "problem", "answer")} | {"rejected": reason, "reply": said, "teacher": about}
+
+
+def provenance(prompts, args):
+    """What is the same for all rows of a run: the model, the style, and a hash of the prompts."""
+    text = json.dumps(prompts, sort_keys=True)
+    return {"model": args.model, "style": args.style, "prompt": hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]}
+
+
+# ---- the LLM teacher: its server ---------------------------------------------------------------------------------------
+
+LONGEST_REPLY = 10_000_000  # bytes
+LONGEST_PAUSE = 60          # seconds between two requests of a problem, unless the server asks for more
+
+
+class Refused(Unfit):
+    """The server would not take this problem, or failed with it again and again."""
+
+
+class Reply(NamedTuple):
+    """A completion: its text, why it ended ("stop", "length"), the model that the server names, (read, written) tokens."""
+    text: str
+    finish: str
+    model: str
+    tokens: tuple
+
+
+class Endpoint:
+    """The chat completions of an OpenAI-compatible server, for many threads: each has a connection, which is kept alive.
+
+    The key comes from the environment and goes into the request's header and nowhere else; should a server echo it, it is
+    struck out before anyone sees the reply.
+    """
+
+    def __init__(self, args):
+        self.args, self.key = args, os.environ.get(args.key_variable, "").strip()
+        if not re.fullmatch(r"[!-~]*", self.key):
+            raise UserError(f"{args.key_variable}: the key holds characters that no HTTP header can carry")
+        try:
+            url = urlsplit(args.url)
+            self.address = url.hostname, url.port
+        except ValueError as e:
+            raise UserError(f"--url {args.url}: {e}", 2)
+        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or not re.fullmatch("[!-~]+", args.url):
+            raise UserError(f"--url {args.url}: expected as in http://localhost:8000/v1, without user or password", 2)
+        path = url.path.rstrip("/") or "/v1"
+        self.path = path + "/chat/completions" * (not path.endswith("/chat/completions")) + (f"?{url.query}" if url.query else "")
+        self.tls = ssl.create_default_context() if url.scheme == "https" else None
+        self.url = f"{url.scheme}://{url.netloc}{self.path}"
+        self.headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "annotate.py"}
+        if self.key:
+            self.headers["Authorization"] = f"Bearer {self.key}"
+        self.threads, self.lock, self.stop = threading.local(), threading.Lock(), threading.Event()
+        self.requests = self.good = self.failures = 0  # requests sent; good replies; problems given up since the last of these
+        self.tokens = [0, 0]  # read and written, of all good replies
+
+    def body(self, prompt, temperature):
+        """The request's JSON object."""
+        body = {"model": self.args.model, "messages": [{"role": "user", "content": prompt}], "temperature": temperature,
+                "max_tokens": self.args.max_tokens} | self.args.extra
+        return {key: value for key, value in body.items() if value is not None}
+
+    def ask(self, prompt, temperature):
+        """Send a prompt; returns the Reply. What may pass is tried again, up to --retries times, after a pause.
+
+        Raises Refused for what concerns this prompt, UserError for what concerns all.
+        """
+        body = json.dumps(self.body(prompt, temperature)).encode()
+        for k in range(self.args.retries + 1):
+            wait = None
+            try:
+                status, headers, content = self.post(body)
+                if status == 200:
+                    return self.read(content, len(body))
+                trouble, wait = f"HTTP {status}: {message_of(content)}", retry_after(headers.get("Retry-After"))
+                if status not in (408, 409, 425, 429) and status < 500:
+                    raise self.refusal(status, trouble)
+            except (OSError, http.client.HTTPException) as e:
+                trouble = self.explain(e)
+            except ValueError as e:
+                trouble = f"no chat completion but {e}"
+            pause = random.uniform(0.1, 1) * min(LONGEST_PAUSE, self.args.pause * 2 ** k)
+            if k < self.args.retries and self.stop.wait(max(wait or 0, pause)):
+                break
+        with self.lock:
+            self.failures += 1
+            lost = self.good == 0 or self.failures > 1  # two problems in a row: it is not the problem
+        if lost:
+            raise UserError(f"{self.url}: {trouble} (after {self.args.retries + 1} requests); " +
+                            ("what is written stays, the same command goes on from there" if self.good else "check --url"))
+        raise Refused(trouble)
+
+    def post(self, body):
+        """One request: (status, headers, content). Raises OSError or HTTPException if no whole reply comes in time."""
+        if not hasattr(self.threads, "connection"):
+            (host, port), timeout = self.address, self.args.timeout
+            self.threads.connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.tls) if self.tls \
+                else http.client.HTTPConnection(host, port, timeout=timeout)
+        connection, deadline = self.threads.connection, time.monotonic() + self.args.timeout
+        with self.lock:
+            self.requests += 1
+        try:
+            connection.request("POST", self.path, body, self.headers)
+            with connection.getresponse() as response:
+                content = b""
+                while part := response.read1(1 << 16):
+                    content += part
+                    if time.monotonic() > deadline or len(content) > LONGEST_REPLY:
+                        raise TimeoutError
+                if response.length:  # bytes that the header promised
+                    raise http.client.IncompleteRead(content, response.length)
+        except BaseException:
+            connection.close()  # and open anew with the next request
+            raise
+        return response.status, response.headers, content.replace(self.key.encode(), b"***") if self.key else content
+
+    def read(self, content, length):
+        """The Reply in the response to a request of so many bytes. Raises ValueError that shows what is there instead."""
+        try:
+            found = json.loads(content)
+            choice, usage = found["choices"][0], found.get("usage") or {}
+            text = choice["message"]["content"] or ""
+            tokens = tuple(int(usage.get(name) or guess // 4)  # where the server does not count, four bytes are a token
+                           for name, guess in (("prompt_tokens", length), ("completion_tokens", len(text))))
+            reply = Reply(text, choice.get("finish_reason"), str(found.get("model")), tokens)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ValueError(repr(content[:80].decode("utf-8", "replace")))
+        with self.lock:
+            self.good, self.failures = self.good + 1, 0
+            self.tokens = [a + b for a, b in zip(self.tokens, tokens)]
+        return reply
+
+    def refusal(self, status, trouble):
+        """What to raise for a status that will not pass: UserError if it concerns all problems, else Refused."""
+        if status in (401, 402, 403):
+            given = "was sent" if self.key else "is not set"
+            return UserError(f"{self.url}: {trouble} (the key comes from the environment: {self.args.key_variable} {given})")
+        return Refused(trouble) if self.good else UserError(f"{self.url}: {trouble}; check --url and --model {self.args.model}")
+
+    def explain(self, error):
+        """A failure of the connection in words; raises UserError for one that will not pass."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise UserError(f"{self.url}: the server's TLS certificate is not trusted: {error.verify_message}; the environment "
+                            "variable SSL_CERT_FILE names the certificate of an authority of your own")
+        for kind, why in ((socket.gaierror, "no such host"), (ssl.SSLError, "no TLS there: is it an http:// server?"),
+                          (ConnectionRefusedError, "nothing listens there: is the server running?")):
+            if isinstance(error, kind) and not self.good:
+                raise UserError(f"{self.url}: {why} ({error})")
+        if isinstance(error, TimeoutError):
+            return f"no whole reply within {self.args.timeout:g} s (--timeout)"
+        return f"{type(error).__name__}: {error}"
+
+
+def message_of(content):
+    """What the body of an error says, on one line: JSON's message, or its first words. A page's tags are left out."""
+    text = content[:2000].decode("utf-8", "replace")
+    try:
+        found = json.loads(text)
+        found = found.get("error", found.get("detail", found))
+        text = str(found.get("message", found) if isinstance(found, dict) else found)
+    except (ValueError, AttributeError, RecursionError):
+        text = re.sub(r"<[^>]*>", " ", text)
+    return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", " ".join(text.split()))[:200] or "(nothing)"
+
+
+def retry_after(value):
+    """Seconds to wait, from a Retry-After header: seconds or a date (RFC 9110, 10.2.3). None for anything else."""
+    if value is None or value.strip().isdecimal():
+        return value and float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+# ---- the LLM teacher: a run --------------------------------------------------------------------------------------------
+
+def in_parallel(work, items, n_threads, stop):
+    """Yield work(item) for each item as soon as it is done, by so many threads; what `work` raises is raised here.
+
+    When the caller leaves, `stop` (an Event) is set, and each thread ends after the item that it is at.
+    """
+    items, lock, results = iter(items), threading.Lock(), queue.SimpleQueue()
+
+    def thread():
+        try:
+            while not stop.is_set():
+                with lock:
+                    item = next(items, None)
+                if item is None:
+                    break
+                results.put((work(item), None, False))
+            results.put((None, None, True))
+        except BaseException as e:
+            results.put((None, e, True))
+
+    for _ in range(n_threads):
+        threading.Thread(target=thread, daemon=True).start()
+    try:
+        while n_threads:
+            result, error, ended = results.get()
+            if error:
+                raise error
+            n_threads -= ended
+            if not ended:
+                yield result
+    finally:
+        stop.set()
+
+
+class Output:
+    """The files of a teacher's run, which grow row by row. An earlier run's rows are kept, and tell what is done.
+
+    `done`: the texts of the problems that need not be asked again; `tokens`: what they cost; `counts`: {path: rows}.
+    """
+
+    def __init__(self, args, prompts):
+        self.paths, self.shares = destinations(args), args.split or SHARES
+        one_file = args.out.suffix == ".jsonl"
+        self.rejected = args.out.with_suffix(".rejected.jsonl") if one_file else args.out / "rejected.jsonl"
+        usable(args.out.parent if one_file else args.out)
+        self.done, self.tokens, self.counts = set(), [0, 0], Counter()
+        self.lock, self.synced = threading.Lock(), time.monotonic()
+        self.files = {}  # those that this run has written to, open
+        before = [args.out] if one_file else [args.out / f"{split}.jsonl" for split in SPLITS]
+        lengths = {path: self.read(path, provenance(prompts, args)) for path in (*before, self.rejected) if path.exists()}
+        for path, length in lengths.items():
+            os.truncate(path, length)  # without a last line that a kill cut short
+
+    def read(self, path, mine):
+        """Take up the rows of an earlier run; returns the length in bytes of its whole lines. Raises UserError if not `mine`."""
+        content = path.read_bytes()
+        content = content[:content.rfind(b"\n") + 1]
+        for where, row in parse_rows(content, path):
+            about = row.get("teacher")
+            if not isinstance(about, dict) or any(about.get(key) != value for key, value in mine.items()):
+                theirs = " ".join(f"{key} {about.get(key)}" for key in mine) if isinstance(about, dict) else "no teacher's"
+                raise UserError(f"{where}: of another run ({theirs}; this one: {' '.join(f'{k} {v}' for k, v in mine.items())}); "
+                                "choose another --out", 2)
+            self.count(path, row)
+        return len(content)
+
+    def count(self, path, row):
+        """Take note of a row that is in a file."""
+        self.done.add(row["problem"])
+        self.counts[path] += 1
+        self.tokens = [a + b for a, b in zip(self.tokens, row["teacher"]["tokens"])]
+
+    def write(self, row):
+        """Append a row of `annotate` to the file of its split, or to the rejected ones; fsync once a second."""
+        path = self.rejected if "rejected" in row else self.paths[split_of(row["problem"], self.shares)]
+        with self.lock:
+            try:
+                if path not in self.files:
+                    self.files[path] = open(path, "ab")
+                self.files[path].write(jsonl([row]))
+                self.files[path].flush()
+                if time.monotonic() - self.synced > 1:
+                    self.sync()
+            except OSError as e:
+                raise UserError(f"{path}: {e.strerror}")
+            self.count(path, row)
+
+    def sync(self):
+        """Bring what is written onto the disk."""
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        self.synced = time.monotonic()
+
+
+def teacher(args):
+    """The LLM teacher: have the problems of a file annotated by a model behind an OpenAI-compatible server."""
+    prompts, endpoint = read_prompts(args), Endpoint(args)
+    problems = {}
+    for n, row in enumerate(read_problems(args.file, steps=args.style == "questions"), 1):
+        row = {"id": f"{args.file.stem}-{n}"} | {key: value for key, value in row.items() if key != "questions"}
+        problems.setdefault(row["problem"], row)
+    if args.dry_run:
+        first = next(iter(problems.values()))
+        body = endpoint.body(fill(prompts[STAGES[args.style][0]], first["problem"], first.get("steps", ())), args.temperature)
+        key = {"Authorization": f"Bearer ${args.key_variable}"} if endpoint.key else {}
+        print(f"POST {endpoint.url}", *(f"{name}: {value}" for name, value in (endpoint.headers | key).items()), "",
+              json.dumps(body, indent=2, ensure_ascii=False), sep="\n")
+        return
+    output = Output(args, prompts)
+    endpoint.tokens = list(output.tokens)
+    todo = [row for text, row in problems.items() if text not in output.done]
+    reasons, earlier = Counter(), len(problems) - len(todo)
+    if earlier:
+        tqdm.write(f"{args.out}: {earlier:,} of {len(problems):,} problems are done already", file=sys.stderr)
+
+    def work(row):
+        row = annotate(row, endpoint, prompts, args)
+        output.write(row)  # before this thread goes on: a kill loses what is in flight and nothing else
+        return row.get("rejected")
+
+    def within_budget():
+        for row in todo:
+            if args.budget_tokens is not None and sum(endpoint.tokens) >= args.budget_tokens:
+                return
+            yield row
+
+    def cost():
+        prices = args.price and sum(n * price / 1e6 for n, price in zip(endpoint.tokens, args.price))
+        return f"{sum(endpoint.tokens):,} tokens" + (f", {prices:.2f} in money" if args.price else "")
+
+    with tqdm(total=len(problems), initial=earlier, unit=" problems", disable=None, dynamic_ncols=True) as bar:
+        try:
+            for reason in in_parallel(work, within_budget(), args.parallel, endpoint.stop):
+                reasons[reason] += 1
+                rejected = output.counts[output.rejected]
+                bar.set_postfix_str(f"{len(output.done) - rejected:,} kept, {rejected:,} rejected, {cost()}", refresh=False)
+                bar.update()
+        finally:
+            output.sync()
+    del reasons[None]
+    for reason, n in reasons.most_common(5):
+        print(f"rejected: {n:,} ({reason})")
+    if left := len(problems.keys() - output.done):
+        print(f"stopped at --budget-tokens {args.budget_tokens:,}, {left:,} problems before the end; the same command with a "
+              "larger budget goes on")
+    kept, rejected = len(output.done) - output.counts[output.rejected], output.counts[output.rejected]
+    print(f"{kept:,} annotations kept, {rejected:,} problems rejected, in {output.rejected} (without this file they are asked "
+          f"again); {endpoint.requests:,} requests, {cost()}")
+    if not kept and not left:
+        raise UserError(f"{args.file}: no annotation was kept")
+    report(args.out, {path: output.counts[path] for path in dict.fromkeys(output.paths.values())})
+
+
+# ---- the students as their own teacher ---------------------------------------------------------------------------------
+
+def self_teacher(args):
+    """Let the students sample solutions; distinct ones that come to the known answer are new annotations.
+
+    Rejection sampling, as in STaR (Zelikman et al. 2022) and RFT (Yuan et al. 2023).
+    """
+    from infer import Sampling, open_student, socratic, solve
+    problems = read_problems(args.file, steps=False)[:args.limit]
+    slots = min(args.slots, len(problems))
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    students = {role: open_student(getattr(args, role), role, slots, device) for role in ("decomposer", "solver")}
+    usable(args.out.parent)
+    found = [[] for _ in problems]  # each one's new rows
+    seen = [{json.dumps(row.get("steps"))} for row in problems]
+    right = 0
+    with tqdm(total=len(problems) * args.samples, unit=" samples", disable=None, dynamic_ncols=True) as bar:
+        for k in range(args.samples):
+            sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed * args.samples + k)
+            for index, record in solve(problems, socratic, students, sampling=sampling):
+                bar.update()
+                problem = problems[index]
+                try:
+                    if record["answer"] is None:
+                        continue
+                    steps = verified(record["steps"], record["answer"], problem)
+                except Unfit:
+                    continue
+                right += 1
+                if json.dumps(steps) not in seen[index] and len(found[index]) < args.keep:
+                    seen[index].add(json.dumps(steps))
+                    about = {"decomposer": str(args.decomposer), "solver": str(args.solver), "temperature": args.temperature,
+                             "sample": k + 1}
+                    name = f"{problem.get('id', index + 1)}-self-{len(found[index]) + 1}"
+                    found[index].append({**problem, "id": name, "steps": steps, "teacher": about})
+                bar.set_postfix_str(f"{sum(map(len, found)):,} new annotations", refresh=False)
+    rows = [row for one in found for row in one]
+    if not rows:
+        raise UserError(f"none of {len(problems) * args.samples:,} samples is right and new: more --samples, or a higher "
+                        "--temperature?")
+    files = {args.out: rows}
+    replaceable(files, args.force)
+    save(files)
+    print(f"{right:,} of {len(problems) * args.samples:,} samples right; new annotations for {sum(map(bool, found)):,} of "
+          f"{len(problems):,} problems")
+    report(args.out, {args.out: len(rows)})
+
+
+# ---- check: what may be wrong in annotation files ----------------------------------------------------------------------
+
+WRONG = {"schema": "rows that are no annotated problem", "equation": "notes that do not compute",
+         "answer": "problems whose last solution does not come to the answer", "twice": "problems that stand in the file before",
+         "leak": "problems that stand in an earlier file", "long": "problems longer than the block"}
+
+
+def bare(problem, common):
+    """A problem's text without its names and numbers: what two problems share that differ in nothing else.
+
+    A name is a word in capitals that stands nowhere in small letters (`common`: the set of those that do).
+    """
+    names = {}
+
+    def strip(match):
+        word = match[0]
+        if word[0].isdigit():
+            return "0"
+        return word.lower() if word.lower() in common else names.setdefault(word, f"N{len(names)}")
+    return re.sub(r"\d[\d.,]*|[^\W\d_]\w*", strip, " ".join(problem.split()))
+
+
+def check(args):
+    """Check files of annotations one by one and against each other; print what is wrong, then a table. Exit status 1 if so."""
+    files, found = {}, {}  # {path: [(where, row), ...]}, {path: Counter of what is wrong}
+    shown = Counter()
+
+    def wrong(path, kind, where, what):
+        found[path][kind] += 1
+        shown[kind] += 1
+        if args.all or shown[kind] <= 10:
+            print(f"{where}: {what}")
+
+    for path in args.files:
+        files[path], found[path] = [], Counter()
+        try:
+            for where, row in read_rows(path):
+                try:
+                    check_problem(row, where)
+                    files[path].append((where, row))
+                except UserError as e:
+                    wrong(path, "schema", *str(e).split(": ", 1))
+        except UserError as e:
+            if not path.is_file():
+                raise
+            wrong(path, "schema", *str(e).split(": ", 1))
+        if not files[path]:
+            wrong(path, "schema", path, "holds no annotated problem")
+    rows = [row for path in files for _, row in files[path]]
+    if not rows:
+        sys.exit(1)
+    tokenizer = choose_tokenizer(args.tokenizer, next([row for _, row in part] for part in files.values() if part))
+    common = {word for row in rows for word in re.findall(r"[^\W\d_]\w*", row["problem"]) if word[0].islower()}
+    first, first_like, table = {}, {}, []  # problem, bare problem -> where it stands first: (path, where)
+    for path, part in files.items():
+        lengths = [len(ids) for ids, _ in encode_problems([row for _, row in part], args.role, tokenizer)]
+        figures = Counter(problems=len(part), tokens=max(lengths, default=0))
+        for (where, row), length in zip(part, lengths):
+            text, like = " ".join(row["problem"].split()), bare(row["problem"], common)
+            for step in row["steps"]:
+                figures["steps"] += 1
+                figures["notes"] += len(NOTE.findall(step["solution"]))
+                for what in wrong_equations(step["solution"]):
+                    wrong(path, "equation", where, what)
+            if not reaches(row["steps"][-1]["solution"], row["answer"]):
+                wrong(path, "answer", where, f"the last solution does not come to the answer {row['answer']}")
+            if length > args.block_size + 1:  # the last token is never read
+                wrong(path, "long", where, f"{length:,} tokens, the block has {args.block_size:,}")
+            before, where_before = first.setdefault(text, (path, where))
+            if where_before != where:
+                wrong(path, "twice" if before == path else "leak", where, f"the same problem as {where_before}")
+            elif first_like.setdefault(like, (path, where))[0] != path:
+                figures["alike"] += 1
+            figures["plain"] += "questions" in row
+        table.append([str(path), *(figures[name] for name in ("problems", "steps", "notes", "tokens")),
+                      *(found[path][kind] for kind in WRONG), figures["alike"], figures["plain"]])
+    for kind, n in shown.items():
+        if n > 10 and not args.all:
+            print(f"... and {n - 10:,} more {WRONG[kind]} (--all)")
+    head = ["file", "problems", "steps", "notes", "tokens", *WRONG, "alike", "plain"]
+    cells = [head, *([str(cell) if isinstance(cell, str) else f"{cell:,}" for cell in line] for line in table)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) if k else cell.ljust(width) for k, (cell, width) in enumerate(zip(line, widths))))
+    print(f"tokens: the longest problem's for --role {args.role}; alike: to a problem of an earlier file but for names and "
+          "numbers; plain: without real sub-questions")
+    if shown:
+        print("wrong: " + ", ".join(f"{n:,} {WRONG[kind]}" for kind, n in shown.items()))
+        sys.exit(1)
+
+
+def choose_tokenizer(name, problems):
+    """The tokenizer of a student's folder, GPT-2's, or one learned from `problems` as train.py does."""
+    if name == "learned":
+        return Tokenizer.learn((text for row in problems[:20000] for text, _ in segments(row, "solver") if text), 1024)
+    return Tokenizer.gpt2() if name == "gpt2" else Tokenizer.open(name)
 
 
 # ---- files and flags ---------------------------------------------------------------------------------------------------
-
-def encode(rows):
-    """Rows as the bytes of a JSONL file."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
-
 
 def usable(folder):
     """Make sure, before any work, that `folder` is there and takes files."""
@@ -718,32 +1538,37 @@ def usable(folder):
 
 
 def replaceable(files, force):
-    """Raise UserError if one of `files`, {path: bytes}, is there already with another content, unless `force`."""
-    for path, content in files.items():
-        if path.exists() and not force and path.read_bytes() != content:
+    """Raise UserError if one of `files`, {path: rows}, is there already with other rows, unless `force`."""
+    for path, rows in files.items():
+        if path.exists() and not force and path.read_bytes() != jsonl(rows):
             raise UserError(f"{path} is there already and holds other problems: --force replaces it, --out DIR leaves it", 2)
 
 
 def save(files):
-    """Write `files`, {path: bytes}, all in one folder, each whole or not at all."""
+    """Write `files`, {path: rows}, all in one folder, each whole or not at all."""
     folder = next(iter(files)).parent
-    if all(path.exists() and path.read_bytes() == content for path, content in files.items()):
+    if all(path.exists() and path.read_bytes() == jsonl(rows) for path, rows in files.items()):
         print(f"{folder}: the same problems are there already")
         return
     try:
         with written_aside(folder) as aside:
-            for path, content in files.items():
-                (aside / path.name).write_bytes(content)
+            for path, rows in files.items():
+                write_problems(aside / path.name, rows)
     except OSError as e:
         raise UserError(f"--out {folder}: {e.strerror}")
 
 
-def next_command(out):
-    """What to type when the files in the folder `out` are there."""
+def report(out, counts):
+    """Say how many problems are in the files, {path: int}, of --out, and what to type next."""
+    if out.suffix == ".jsonl":
+        print(f"{out}: {counts[out]:,} problems")
+        return
+    print(f"{out}: " + ", ".join(f"{path.stem} {n:,}" for path, n in counts.items()) + " problems")
     if out == Path("annotations"):
-        return "next: python train.py --role solver"
-    train, valid = (shlex.quote(str(out / f"{split}.jsonl")) for split in ("train", "valid"))
-    return f"next: python train.py --role solver --train {train} --valid {valid}"
+        print("next: python train.py --role solver")
+    else:
+        train, valid = (shlex.quote(str(out / f"{split}.jsonl")) for split in ("train", "valid"))
+        print(f"next: python train.py --role solver --train {train} --valid {valid}")
 
 
 def whole(low):
@@ -755,14 +1580,16 @@ def whole(low):
     return parse
 
 
-def fraction(text):
-    """An argument type: a number from 0 to 1."""
-    try:
-        if 0 <= float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 1")
+def number(low, high, above=False):
+    """An argument type: a number from `low` to `high`; above: more than `low`."""
+    def parse(text):
+        try:
+            if low <= float(text) <= high and not (above and float(text) == low):
+                return float(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text} is no number from {low:g} to {high:g}")
+    return parse
 
 
 def span(text):
@@ -773,50 +1600,129 @@ def span(text):
     return int(m[1]), int(m[2] or m[1])
 
 
+def numbers(text, count, total=None):
+    """So many numbers with / between them, such as "90/5/5", as a tuple; total: what they must sum to."""
+    parts = text.split("/")
+    try:
+        values = tuple(map(float, parts))
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(0 <= value < math.inf for value in values) or total not in (None, sum(values)):
+        raise argparse.ArgumentTypeError(f"{text} is not {count} numbers with / between them" +
+                                         (f" that sum to {total}" if total else ""))
+    return values
+
+
+def json_object(text):
+    """An argument type: a JSON object."""
+    try:
+        if isinstance(value := json.loads(text), dict):
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is no JSON object")
+
+
 def parse_args(argv):
     """The flags of annotate.py. Raises UserError (status 2) for bad usage."""
-    p = Parser(description="Write annotated problems: train.jsonl, valid.jsonl and test.jsonl.",
-               epilog="Without a command: templates.")
+    p = Parser(description="Write annotated problems, or check them.", epilog="Without a command: templates.")
     commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    t = commands.add_parser("templates", help="the template teacher: see annotate.py templates --help")
+    t = commands.add_parser("templates", help="the template teacher: draw problems with their solutions")
     t.add_argument("--out", type=Path, default=Path("annotations"), metavar="DIR", help="folder of the files (%(default)s)")
     t.add_argument("--level", type=int, choices=(1, 2, 3), default=1,
                    help="1 (default): told in the order needed; 2: in any order; 3: relations told backwards too")
-    t.add_argument("--steps", type=span, metavar="LOW-HIGH", help="steps of a problem (2-5, at level 3 2-6)")
+    t.add_argument("--steps", type=span, metavar="LOW-HIGH", help="steps of a problem, 1 to 8 (2-5, at level 3 2-6)")
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
         t.add_argument(f"--{split}", type=whole(1), default=n, metavar="N", help=f"problems in {split}.jsonl (%(default)s)")
-    t.add_argument("--made-up", type=fraction, default=0.1, metavar="FRACTION",
+    t.add_argument("--made-up", type=number(0, 1), default=0.1, metavar="FRACTION",
                    help="training problems with names and objects made up from syllables (%(default)s)")
-    t.add_argument("--made-up-test", type=fraction, default=0.0, metavar="FRACTION",
+    t.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
                    help="the same for valid.jsonl and test.jsonl, with words that stand in no train.jsonl (%(default)s)")
+    t.add_argument("--wordings", choices=("all", "test"), default="all", help="all (default): every file says a relation in all its "
+                   "wordings; test: one of each relation's is held out, test.jsonl has that alone, the others never")
     t.add_argument("--style", choices=STYLES, default=STYLES[0], help="solutions that restate what they use, or short ones (%(default)s)")
-    t.set_defaults(teacher=templates)
+    t.set_defaults(run=templates)
 
-    g = commands.add_parser("gsm8k", help="convert GSM8K's Socratic files: see annotate.py gsm8k --help")
-    g.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    g.add_argument("--out", type=Path, default=Path("annotations/gsm8k"), metavar="DIR",
-                   help="folder of train.jsonl, valid.jsonl and test.jsonl (annotations/gsm8k), or one file, ...jsonl")
-    g.add_argument("--valid", type=whole(1), metavar="N", help="problems set aside at random for valid.jsonl (one in 20)")
-    g.add_argument("--test", type=whole(0), default=0, metavar="N", help="problems set aside at random for test.jsonl (0)")
-    g.set_defaults(teacher=gsm8k)
+    for name, files in (("gsm8k", "its main files and its Socratic ones"), ("svamp", "SVAMP.json"), ("strategyqa", "its train.json")):
+        c = commands.add_parser(name, help=f"convert published files: {files}")
+        c.add_argument("files", nargs="+", type=Path, metavar="FILE")
+        c.add_argument("--out", type=Path, default=Path("annotations", name), metavar="DIR",
+                       help="folder of train.jsonl, valid.jsonl and test.jsonl (%(default)s), or one file, ...jsonl")
+        c.add_argument("--strict", action="store_true", help="a row that cannot be used is an error")
+        if name == "strategyqa":
+            c.add_argument("--references", choices=("resolved", "kept"), default="resolved",
+                           help="#1 in a sub-question: put into words (default), or left as it is")
+        c.set_defaults(run=convert)
 
-    for command in t, g:
-        command.add_argument("--seed", type=int, default=0, metavar="N",
-                             help="the same seed gives the same bytes (%(default)s)")
-        command.add_argument("--force", action="store_true", help="replace files that hold other problems")
+    m = commands.add_parser("teacher", help="have problems annotated by a model behind an OpenAI-compatible server")
+    m.add_argument("file", type=Path, metavar="FILE", help="problems with their answers, as of gsm8k, svamp or strategyqa")
+    m.add_argument("--url", required=True, help="such as http://localhost:8000/v1")
+    m.add_argument("--model", required=True, metavar="NAME", help="as the server calls it")
+    m.add_argument("--style", choices=STAGES, default="socratic", help="socratic (default): ask for sub-questions and solutions; cot: for "
+                   "a chain of thought, then for its questions; questions: for the questions of the FILE's own solutions")
+    m.add_argument("--prompt", type=Path, metavar="FILE", help="your own first prompt, with {problem} in it (for questions also {solutions})")
+    m.add_argument("--out", type=Path, default=Path("annotations/teacher"), metavar="DIR", help="folder, or one file, ...jsonl (%(default)s)")
+    m.add_argument("--parallel", type=whole(1), default=8, metavar="N", help="requests at a time (%(default)s)")
+    m.add_argument("--tries", type=whole(1), default=4, metavar="N", help="times that a problem is asked before it is rejected (%(default)s)")
+    m.add_argument("--temperature", type=number(0, 2), default=0.0, help="of the first try; the last has 1 (%(default)s)")
+    m.add_argument("--max-tokens", type=whole(1), default=1024, metavar="N", help="of a reply (%(default)s)")
+    m.add_argument("--extra", type=json_object, default={}, metavar="JSON", help="more fields of the request; null takes one out")
+    m.add_argument("--budget-tokens", type=whole(1), metavar="N", help="begin no further problem when so many are used, earlier runs' included")
+    m.add_argument("--price", type=lambda text: numbers(text, 2), metavar="READ/WRITTEN", help="of a million tokens, to show the cost")
+    m.add_argument("--timeout", type=number(0, 86400, above=True), default=300.0, metavar="SECONDS", help="for a reply (%(default)g)")
+    m.add_argument("--retries", type=whole(0), default=8, metavar="N", help="of a request that failed (%(default)s)")
+    m.add_argument("--pause", type=number(0, 60), default=0.5, metavar="SECONDS",
+                   help="before a retry, doubled from one to the next, unless the server says how long (%(default)g)")
+    m.add_argument("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key (%(default)s)")
+    m.add_argument("--dry-run", action="store_true", help="show the first request and leave")
+    m.set_defaults(run=teacher)
+
+    s = commands.add_parser("self", help="let trained students find further solutions of problems with known answers")
+    s.add_argument("file", type=Path, metavar="FILE", help="problems with their answers")
+    s.add_argument("--decomposer", type=Path, default=Path("runs/decomposer"), metavar="DIR", help="(%(default)s)")
+    s.add_argument("--solver", type=Path, default=Path("runs/solver"), metavar="DIR", help="(%(default)s)")
+    s.add_argument("--samples", type=whole(1), default=8, metavar="K", help="of each problem (%(default)s)")
+    s.add_argument("--keep", type=whole(1), default=4, metavar="N", help="new annotations of a problem at most (%(default)s)")
+    s.add_argument("--temperature", type=number(0, 10, above=True), default=0.7, help="(%(default)s)")
+    s.add_argument("--top-k", type=whole(0), default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (%(default)s)")
+    s.add_argument("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P", help="... among those that have the share P (%(default)s)")
+    s.add_argument("--limit", type=whole(1), metavar="N", help="only the first N problems")
+    s.add_argument("--out", type=Path, default=Path("annotations/self.jsonl"), metavar="FILE", help="(%(default)s)")
+    s.add_argument("--slots", type=whole(1), default=64, metavar="N", help="problems that are solved at once (%(default)s)")
+    s.add_argument("--device", help="(cuda if there is one, else cpu)")
+    s.set_defaults(run=self_teacher)
+
+    k = commands.add_parser("check", help="check annotation files, each and against each other; status 1 if something is wrong")
+    k.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    k.add_argument("--role", choices=ROLES, default="solver", help="whose sequences are measured (%(default)s)")
+    k.add_argument("--block-size", type=whole(1), default=512, metavar="N", help="tokens (%(default)s)")
+    k.add_argument("--tokenizer", default="learned", metavar="DIR", help="a student's folder, gpt2, or learned from the first file (default)")
+    k.add_argument("--all", action="store_true", help="list all that is wrong, not the first 10 of a kind")
+    k.set_defaults(run=check)
+
+    for name, command in commands.choices.items():
+        if name in ("templates", "self"):
+            command.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes (%(default)s)")
+        if name in CONVERTERS or name == "teacher":
+            command.add_argument("--split", type=lambda text: numbers(text, 3, 100), metavar="TRAIN/VALID/TEST",
+                                 help=f"percent of the problems, by a hash of each ({'/'.join(map(str, SHARES))})")
+        if name in CONVERTERS or name in ("templates", "self"):
+            command.add_argument("--force", action="store_true", help="replace files that hold other problems")
     if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["templates", *argv]
     args = p.parse_args(argv)
-    if args.teacher is templates and args.steps is None:
+    if args.run is templates and args.steps is None:
         args.steps = (2, 6) if args.level == 3 else (2, 5)
+    if args.run is self_teacher and args.out.suffix != ".jsonl":
+        raise UserError(f"--out {args.out}: expected a file, ...jsonl", 2)
     return args
 
 
 def main():
-    """Parse, then let the chosen teacher write its files."""
+    """Parse, then run the chosen command."""
     args = parse_args(sys.argv[1:])
-    args.teacher(args)
+    args.run(args)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Nothing here knows of models or training; nothing elsewhere knows how text is laid out.
 """
 import argparse
+import codecs
 import contextlib
 import heapq
 import json
@@ -85,27 +86,49 @@ def written_aside(folder):
 # ---- the schema: one problem a line ------------------------------------------------------------------------------------
 
 def read_rows(path):
-    """Read a JSONL file: yields (where, row), where "path:line" and the line's JSON object, a dict; empty lines are skipped.
+    """Read a file of JSON objects, one a line (JSONL) or all in one array: yields (where, row), where "path:line" or "path,
+    row n" and the object as a dict; empty lines are skipped.
 
     Raises UserError that names file and line.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
+        content = Path(path).read_bytes()
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}")
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise UserError(f"{where}: not UTF-8 at byte {e.start} of the line")
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{where}: not JSON: {e}")
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
-        yield where, row
+    yield from parse_rows(content, path)
+
+
+def parse_rows(content, path):
+    """As `read_rows`, from the file's bytes."""
+    if content.startswith(b"\x1f\x8b"):
+        raise UserError(f"{path}: compressed by gzip; unpack it first, with gunzip")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if re.match(rb"\s*\[", content):
+        for number, row in enumerate(parse_json(content, path), 1):
+            yield check_object(row, f"{path}, row {number}")
+        return
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            yield check_object(parse_json(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def parse_json(text, where):
+    """The JSON value in UTF-8 bytes. Raises UserError."""
+    try:
+        return json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where}: not UTF-8 at byte {e.start} of it")
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where}: not JSON: {e}")
+
+
+def check_object(row, where):
+    """(where, row); raises UserError unless `row` is a dict."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
+    return where, row
 
 
 def check_text(row, field, where, prefix=""):
@@ -118,35 +141,44 @@ def check_text(row, field, where, prefix=""):
         raise UserError(f"{where}: field '{prefix}{field}' is empty")
 
 
-def read_problems(path):
-    """Read a JSONL file of problems strictly.
+def check_problem(row, where, steps=True):
+    """Raise UserError that names the field unless `row` is a problem: see `read_problems`."""
+    check_text(row, "problem", where)
+    check_text(row, "answer", where)
+    if not steps:
+        return
+    if not isinstance(row.get("steps"), list) or not row["steps"]:
+        raise UserError(f"{where}: field 'steps' must be a list with at least one step")
+    for k, step in enumerate(row["steps"]):
+        if not isinstance(step, dict):
+            raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
+        check_text(step, "question", where, f"steps[{k}].")
+        check_text(step, "solution", where, f"steps[{k}].")
+
+
+def read_problems(path, steps=True):
+    """Read a file of problems strictly. steps: whether each must have its steps.
 
     Returns a list of dicts {"problem": str, "steps": [{"question": str, "solution": str}, ...], "answer": str, ...};
     other keys are kept and ignored. Raises UserError that names file, line and field.
     """
     problems = []
     for where, row in read_rows(path):
-        check_text(row, "problem", where)
-        check_text(row, "answer", where)
-        steps = row.get("steps")
-        if not isinstance(steps, list) or not steps:
-            raise UserError(f"{where}: field 'steps' must be a list with at least one step")
-        for k, step in enumerate(steps):
-            if not isinstance(step, dict):
-                raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
-            check_text(step, "question", where, f"steps[{k}].")
-            check_text(step, "solution", where, f"steps[{k}].")
+        check_problem(row, where, steps)
         problems.append(row)
     if not problems:
         raise UserError(f"{path}: holds no problem")
     return problems
 
 
+def jsonl(rows):
+    """Rows (dicts) as the bytes of a JSONL file: UTF-8, one a line. Half a surrogate pair, which is no UTF-8, is escaped."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+
+
 def write_problems(path, problems):
-    """Write problems (dicts) as JSONL, UTF-8, one a line."""
-    with open(path, "w", encoding="utf-8", newline="\n") as f:
-        for problem in problems:
-            f.write(json.dumps(problem, ensure_ascii=False) + "\n")
+    """Write problems (dicts) to a JSONL file."""
+    Path(path).write_bytes(jsonl(problems))
 
 
 # ---- the tokenizer: GPT-2's byte-level BPE, run by tiktoken ------------------------------------------------------------

@@ -1,10 +1,21 @@
-"""The template teacher and the converters. A reader of English that knows nothing of how problems are drawn, `Reading`,
-takes each problem's text to pieces and solves it with exact fractions; what the teacher wrote must agree."""
+"""The teachers, the converters and the check. A reader of English that knows nothing of how problems are drawn, `Reading`,
+takes each template problem's text to pieces and solves it with exact fractions; what the teacher wrote must agree. The LLM
+teacher is run against a server that fails in every way of mock_teacher.FAULTS."""
+import gzip
+import http.client
 import json
+import random
 import re
+import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -13,6 +24,8 @@ import pytest
 
 import annotate
 import data
+import infer
+import mock_teacher
 
 ROOT = Path(annotate.__file__).parent
 TABLE = [*annotate.KINDS, *annotate.FRESH, *annotate.GAINS, *annotate.PAIRS, annotate.PART]
@@ -368,7 +381,7 @@ def test_every_style_holds_the_same_equation(style):
 
 def call(*argv):
     args = annotate.parse_args([str(a) for a in argv])
-    args.teacher(args)
+    args.run(args)
 
 
 def script(*argv, **env):
@@ -414,7 +427,23 @@ def test_files_that_differ_are_kept_unless_forced(tmp_path, capsys):
     assert (tmp_path / "test.jsonl").read_bytes() != before
 
 
-# ---- GSM8K -------------------------------------------------------------------------------------------------------------
+# ---- wordings held out -------------------------------------------------------------------------------------------------
+
+def test_wordings_held_out_stand_in_the_test_file_alone(tmp_path):
+    call("--level", 3, "--train", 3000, "--valid", 200, "--test", 800, "--wordings", "test", "--out", tmp_path)
+    said = {}
+    for split in annotate.SPLITS:
+        rows = data.read_problems(tmp_path / f"{split}.jsonl")
+        sentences = [s for row in rows for s in re.split(r"(?<=\.) ", row["problem"])]
+        said[split] = {(kind, p.pattern) for s in sentences for kind, p in PATTERNS if p.fullmatch(s)}
+        assert all(Reading(row["problem"]).answer == int(row["answer"]) for row in rows[:300])
+    assert said["train"] >= said["valid"] and not said["train"] & said["test"]
+    held_out = {kind.name: kind.wordings[1] for kind in TABLE if kind.wordings} | {"given": annotate.GIVEN[2]}
+    assert said["test"] == {(name, pattern(wording).pattern) for name, wording in held_out.items()}
+    assert len(said["train"]) == len(set(PATTERNS)) - len(held_out)
+
+
+# ---- converters --------------------------------------------------------------------------------------------------------
 
 def gsm8k_file(path, rows):
     path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows), encoding="utf-8")
@@ -422,43 +451,102 @@ def gsm8k_file(path, rows):
 
 
 GOOD = [(f"Problem {i}, caf\u00e9?", f"How many? ** 2*{i}=<<2*{i}={2 * i}>>{2 * i}\nAnd then? ** {2 * i},000\n#### {2 * i},000")
-        for i in range(1, 31)]
-BAD = [("No lines?", "2+2=<<2+2=4>>4\n#### 4"), ("No mark?", "How many? ** 4\nfour"), ("No number?", "How many? ** 4\n#### four"),
-       ("Half a line?", "How many? ** 4\nand so on\n#### 4"), ("Empty?", "How many? ** \n#### 4"), GOOD[0]]
+        for i in range(1, 201)]
+BAD = [("No lines?", "#### 4"), ("No mark?", "How many? ** 4\nfour"), ("No number?", "How many? ** 4\n#### four"),
+       ("Half a line?", "How many? ** 4\nand so on\n#### 4"), ("Empty?", "How many? ** \n#### 4"), GOOD[0], (" ", "#### 4")]
 
 
 def test_gsm8k_rows_are_all_accounted_for(tmp_path, capsys):
     path = gsm8k_file(tmp_path / "socratic.jsonl", GOOD[:10] + BAD + GOOD[10:])
-    call("gsm8k", path, "--out", tmp_path / "out", "--valid", 4, "--test", 6)
+    call("gsm8k", path, "--out", tmp_path / "out", "--split", "80/10/10")
     out = capsys.readouterr().out
-    assert "36 rows read, 30 written, 6 left out" in out and "train 20, valid 4, test 6" in out
-    for number, reason in ((11, "no sub-questions"), (12, "no last line"), (13, "no number"), (14, "a line that is not"), (16, "earlier row")):
-        assert re.search(f"left out: .*{reason}.*socratic.jsonl:{number}", out), out
+    assert "207 rows read, 200 written, 7 left out" in out
+    for number, reason in enumerate(("no steps", "no last line", "is no number", "a line that is not", "a line that is not",
+                                     "earlier row", "field 'question' is missing"), 11):
+        assert re.search(f"left out: {path}:{number} \\(gsm8k-{number}\\): .*{reason}", out), out
     splits = [data.read_problems(tmp_path / "out" / f"{split}.jsonl") for split in annotate.SPLITS]
-    assert [len(rows) for rows in splits] == [20, 4, 6]
+    assert sum(map(len, splits)) == 200 and 140 < len(splits[0]) < 180 and min(map(len, splits)) > 8
     rows = {row["problem"]: row for rows in splits for row in rows}
     for i, (question, answer) in enumerate(GOOD):
-        number = i + 1 if i < 10 else i + 7
+        number = i + 1 if i < 10 else i + 8
         assert rows[question] == {
             "id": f"gsm8k-{number}", "problem": question, "answer": f"{2 * i + 2}000", "source": "gsm8k",
             "steps": [{"question": "How many?", "solution": answer.split("\n")[0].split(" ** ")[1]},
                       {"question": "And then?", "solution": f"{2 * i + 2},000"}]}
+    with pytest.raises(data.UserError, match=r"socratic.jsonl:11: no steps \(--strict\)"):
+        call("gsm8k", path, "--out", tmp_path / "strict", "--strict")
+    assert not (tmp_path / "strict").exists()
 
 
-def test_gsm8k_into_one_file_keeps_the_order(tmp_path):
-    path = gsm8k_file(tmp_path / "socratic.jsonl", GOOD)
+def test_a_row_stays_in_its_split_when_the_file_grows_or_is_reordered(tmp_path):
+    split_of = {}
+    for name, rows in ("a", GOOD[:120]), ("b", GOOD[::-1]):
+        call("gsm8k", gsm8k_file(tmp_path / f"{name}.jsonl", rows), "--out", tmp_path / name, "--split", "80/10/10")
+        for split in annotate.SPLITS:
+            for row in data.read_problems(tmp_path / name / f"{split}.jsonl"):
+                assert split_of.setdefault(row["problem"], split) == split
+    assert len(split_of) == len(GOOD)
+
+
+def test_gsm8k_into_one_file_keeps_the_order_and_solutions_without_questions_are_marked(tmp_path, capsys):
+    path = gsm8k_file(tmp_path / "main.jsonl", [("A?", "2+2=<<2+2=4>>4\nSo 4.\n#### 4"), *GOOD[:3]])
     call("gsm8k", path, "--out", tmp_path / "all.jsonl")
-    assert [row["problem"] for row in data.read_problems(tmp_path / "all.jsonl")] == [q for q, _ in GOOD]
+    first, *rest = data.read_problems(tmp_path / "all.jsonl")
+    assert [row["problem"] for row in rest] == [q for q, _ in GOOD[:3]] and not any("questions" in row for row in rest)
+    assert first["steps"] == [{"question": "What is step 1?", "solution": "2+2=<<2+2=4>>4"},
+                              {"question": "What is step 2?", "solution": "So 4."}]
+    assert first["questions"] == "plain" and "1 have no sub-questions of their own" in capsys.readouterr().out
+
+
+def svamp_row(number, body, question, equation, answer):
+    return {"ID": f"chal-{number}", "Body": body, "Question": question, "Equation": equation, "Answer": answer, "Type": "Subtraction"}
+
+
+def test_svamp_equations_become_steps(tmp_path, capsys):
+    rows = [svamp_row(1, "Ann had 9 pens. She lost 2.", "How many are left?", "( 9.0 - 2.0 )", 7.0),
+            svamp_row(2, "Bo has 3. If he gets 4 twice", "How many has he?", "( ( 4.0 * 2.0 ) + 3.0 )", 11.0),
+            svamp_row(3, "A rope is 5 m. It is cut in 2.", "How long is a half?", "( 5.0 / 2.0 )", 2.5),
+            svamp_row(4, "Cy has 8 cats.", "How many cats?", "8.0", 8.0),
+            svamp_row(5, "Di has 3.", "How many?", "( 3.0 - 8.0 )", 5.0), svamp_row(6, "E.", "How many?", "( 3.0 / 0.0 )", 5.0)]
+    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
+    call("svamp", tmp_path / "SVAMP.json", "--out", tmp_path / "all.jsonl")
+    out = capsys.readouterr().out
+    assert "row 5 (chal-5): its equation ( 3.0 - 8.0 ) is not its answer 5" in out and "chal-6): its equation" in out
+    one, two, three, four = data.read_problems(tmp_path / "all.jsonl")
+    assert one == {"id": "svamp-chal-1", "problem": "Ann had 9 pens. She lost 2. How many are left?", "answer": "7", "source": "svamp",
+                   "steps": [{"question": "How many are left?", "solution": "9 - 2 = <<9-2=7>>7"}]}
+    assert two["problem"] == "Bo has 3. If he gets 4 twice, how many has he?" and two["answer"] == "11"
+    assert two["steps"] == [{"question": "What is 4 * 2?", "solution": "4 * 2 = <<4*2=8>>8"},
+                            {"question": "How many has he?", "solution": "8 + 3 = <<8+3=11>>11"}]
+    assert three["answer"] == "2.5" and four["steps"] == [{"question": "How many cats?", "solution": "8"}]
+
+
+STRATEGY = {"qid": "ab", "question": "Could Ann's four sons ride in a Zip at once?", "answer": False,
+            "decomposition": ["How many seats has a Zip?", "How many sons has Ann?", "Is #1 at least #2?"],
+            "facts": ["Ann has four sons.", "A Zip has 2 seats"]}
+
+
+def test_strategyqa_facts_answer_the_sub_questions_and_references_are_put_into_words(tmp_path, capsys):
+    bad = [STRATEGY | change for change in ({"question": "Q1?", "facts": []}, {"question": "Q2?", "decomposition": None},
+                                            {"question": "Q3?", "answer": "no"}, {"question": "Q4?", "decomposition": ["Is #2 so?", "Is it?"]})]
+    (tmp_path / "train.json").write_text(json.dumps([STRATEGY, *bad]))
+    for flags, last in ((), 'Is the answer to "How many seats has a Zip?" at least the answer to "How many sons has Ann?"?'), \
+            (("--references", "kept"), "Is #1 at least #2?"):
+        call("strategyqa", tmp_path / "train.json", "--out", tmp_path / "all.jsonl", "--force", *flags)
+        row, = data.read_problems(tmp_path / "all.jsonl")
+        assert row == {"id": "strategyqa-ab", "problem": STRATEGY["question"], "answer": "no", "source": "strategyqa", "steps": [
+            {"question": "How many seats has a Zip?", "solution": "A Zip has 2 seats."},
+            {"question": "How many sons has Ann?", "solution": "Ann has four sons."},
+            {"question": last, "solution": "So the answer is no."}]}
+    out = capsys.readouterr().out
+    assert all(f"row {k} (ab): {reason}" in out for k, reason in (
+        (2, "field 'facts'"), (3, "field 'decomposition'"), (4, "field 'answer'"), (5, "a sub-question refers to one")))
 
 
 @pytest.mark.parametrize("content, message", [
-    (b'{"question": "a"', r"f:2: not JSON"),
-    (b'{"question": "\xff"}', r"f:2: not UTF-8"),
-    (b'{"question": "a"}', r"f:2: field 'answer' is missing"),
-    (b'{"question": 3, "answer": "b"}', r"f:2: field 'question' must be a string"),
-    (b'[1]', r"f:2: a JSON object is expected"),
+    (b'{"question": "a"', r"f:2: not JSON"), (b'{"question": "\xff"}', r"f:2: not UTF-8 at byte 14"), (b"[1]", r"f:2: a JSON object is expected"),
 ])
-def test_gsm8k_names_the_file_the_line_and_the_field(tmp_path, content, message):
+def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
     first = json.dumps(dict(zip(("question", "answer"), GOOD[0]))).encode()
     (tmp_path / "f").write_bytes(first + b"\n" + content + b"\n")
     with pytest.raises(data.UserError, match=message) as e:
@@ -466,10 +554,347 @@ def test_gsm8k_names_the_file_the_line_and_the_field(tmp_path, content, message)
     assert e.value.status == 1 and not (tmp_path / "out").exists()
 
 
-def test_gsm8k_without_sub_questions_says_so(tmp_path):
-    path = gsm8k_file(tmp_path / "plain.jsonl", BAD[:1] * 2)
-    with pytest.raises(data.UserError, match="2 rows read, none can be used: 2 left out: no sub-questions .*Socratic"):
-        call("gsm8k", path, "--out", tmp_path / "out")
+@pytest.mark.parametrize("command, content, message", [
+    ("gsm8k", b'[{"Body": "a"}]', r"1 rows read, none can be used: 1 left out: field 'question' .*fields question, answer"),
+    ("svamp", b'{"question": "a"}', r"field 'Body' .*fields Body, Question, Equation, Answer"),
+    ("strategyqa", b'{"question": "a"}', r"field 'decomposition' .*fields question, answer, decomposition, facts"),
+    ("gsm8k", b"", "holds no row"), ("svamp", b"[]", "holds no row"), ("svamp", b'[{"a": 1}', "f: not JSON"),
+    ("gsm8k", gzip.compress(b"{}"), "compressed by gzip; unpack it"), ("gsm8k", '{"a": 1}'.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+])
+def test_another_file_than_the_command_says_is_one_line_that_tells(tmp_path, command, content, message):
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(data.UserError, match=message) as e:
+        call(command, tmp_path / "f", "--out", tmp_path / "out")
+    assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
+
+
+def test_a_split_that_stays_empty_is_an_error(tmp_path):
+    with pytest.raises(data.UserError, match="none falls into valid.jsonl"):
+        call("gsm8k", gsm8k_file(tmp_path / "f", GOOD[:2]), "--out", tmp_path / "out")
+
+
+# ---- equations and answers ---------------------------------------------------------------------------------------------
+
+def test_equations_compute_as_fractions_do():
+    rng = Random(5)
+    for _ in range(2000):
+        a, b, op = rng.randint(1, 60), rng.randint(1, 60), rng.choice("+-*/")
+        exact = EXACT[op](Fraction(a), Fraction(b))
+        assert annotate.computes(f"{a}{op}{b}", f"{float(exact):.2f}")
+        assert annotate.computes(f"{a}{op}{b}", str(int(exact))) == (exact.denominator == 1)
+        assert not annotate.computes(f"{a}{op}{b}", f"{float(exact) + 0.02:.2f}") and not annotate.computes(f"{a}{op}{b}", f"{int(exact) + 1}")
+
+
+def test_wrong_and_broken_notes_are_told_and_plain_equations_get_theirs():
+    assert list(annotate.wrong_equations("It is 2+2=<<2+2=4>>4 and $<<10/4=2.50>>2.50 and <<5>>.")) == ["a broken note <<...=...>>"]
+    assert [text[:9] for text in annotate.wrong_equations("<<2+2=5>>5 <<a+1=2>>2")] == ["<<2+2=5>>", "<<a+1=2>>"]
+    for plain, noted in (("So 3 x 4 = $12.", "So 3 x 4 = $<<3*4=12>>12."), ("1,000 + 5 = 1,005 in all", "1,000 + 5 = <<1000+5=1005>>1,005 in all"),
+                         ("2+3*4 = 14", "2+3*4 = <<2+3*4=14>>14"), ("7-2-1=4, 8/2 = 4.", "7-2-1=<<7-2-1=4>>4, 8/2 = <<8/2=4>>4."),
+                         ("x = 5", "x = 5"), ("(2+1)*5 = 15", "(2+1)*5 = 15"), ("no sum", "no sum"), ("<<1+1=2>>2, 2+1 = 3", "<<1+1=2>>2, 2+1 = 3")):
+        assert annotate.with_notes(plain) == noted
+    with pytest.raises(annotate.Unfit, match="3 . 4 = 13 does not compute"):
+        annotate.with_notes("So 3 x 4 = 13.")
+
+
+@pytest.mark.parametrize("solution, answer, reached", [
+    ("He has <<3+4=7>>7.", "7", True), ("He pays $1,250.50 now.", "1250.5", True), ("He has 70 of 100.", "7", False),
+    ("So the answer is No.", "no", True), ("Nothing is known.", "no", False), ("It is -5.", "-5", True), ("A 5-4 win.", "5", True)])
+def test_a_solution_reaches_the_answer_it_says(solution, answer, reached):
+    assert annotate.reaches(solution, answer) == reached
+
+
+# ---- the LLM teacher ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("reply", [
+    "Question 1: a?\nSolution 1: b\nQuestion 2: c?\nSolution 2: d\nAnswer: 4",
+    "Sure!\n\n**Question 1:** a?\n**Solution 1:** b\n\n### Sub-question 2: c?\nSolution 2:\nd\n**Answer:** 4\nQuestion 3: e?",
+    " Question 1: a?\n Solution 1: b\n - Question: c?\n Solution: d\n#### 4\n"])
+def test_a_dialogue_is_read_however_a_chat_model_adorns_it(reply):
+    assert annotate.read_dialogue(reply) == ([{"question": "a?", "solution": "b"}, {"question": "c?", "solution": "d"}], "4")
+
+
+def test_replies_that_are_no_annotation_are_unfit():
+    for reply in "", "42", "Answer: 4", "Question 1: a?\nAnswer: 4", "Question 1: a?\nSolution 1:\nAnswer: 4", "Solution 1: a\nQuestion 1: b\nAnswer: 4":
+        with pytest.raises(annotate.Unfit):
+            annotate.read_dialogue(reply)
+    assert annotate.read_chain("1. One.\n- Two.\nStep 3: Three.\n\nAnswer: 4") == ([{"solution": t} for t in ("One.", "Two.", "Three.")], "4")
+    for reply in "One.", "Answer: 4", "Question 1: a?\nAnswer: 4":
+        with pytest.raises(annotate.Unfit):
+            annotate.read_chain(reply)
+    with pytest.raises(annotate.Unfit, match="not 2 questions"):
+        annotate.read_questions("Question 1: a?", [{"solution": "b"}] * 2)
+
+
+def test_our_prompts_hold_examples_that_pass_their_own_check():
+    for example in annotate.EXAMPLES:
+        _, wanted = annotate.laid_out("socratic", example["steps"], example["answer"])
+        assert annotate.verified(*annotate.read_dialogue(wanted), example) == example["steps"]
+        assert all(list(annotate.wrong_equations(step["solution"])) == [] for step in example["steps"])
+        assert all(annotate.fill(annotate.built_in(stage), "{x} %s \\1", example["steps"]).count("{x} %s \\1") == 1 for stage in annotate.INSTRUCTIONS)
+
+
+def test_retry_after_comes_in_seconds_and_as_a_date():
+    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
+    assert annotate.retry_after("120") == 120 and 88 < annotate.retry_after(soon) <= 90
+    assert annotate.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert [annotate.retry_after(text) for text in (None, "soon", "-5", "", "1e9")] == [None] * 5
+
+
+KEY = "sk-abc.DEF_123-not-for-others"
+
+
+@pytest.fixture
+def server():
+    """Starts mock_teacher.py with flags; returns its URL. All are stopped in the end."""
+    running = []
+
+    def start(*flags):
+        running.append(subprocess.Popen([sys.executable, mock_teacher.__file__, *map(str, flags)], stdout=subprocess.PIPE, text=True))
+        return f"http://127.0.0.1:{int(running[-1].stdout.readline())}"
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def log_of(url):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("GET", "/log")
+    return json.loads(connection.getresponse().read())
+
+
+def problems_file(path, n):
+    path.write_bytes(data.jsonl(map(mock_teacher.problem, range(n))))
+    return path
+
+
+def rows_in(folder):
+    return [row for path in sorted(folder.glob("*.jsonl")) for _, row in data.read_rows(path)]
+
+
+def teach(path, url, out, *flags):
+    call("teacher", path, "--url", url, "--model", "mock", "--out", out, "--pause", 0.02, *flags)
+
+
+@pytest.mark.parametrize("style", ["socratic", "cot"])
+def test_every_problem_is_annotated_or_rejected_once_by_a_server_that_fails_in_every_way(tmp_path, server, capfd, monkeypatch, style):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    url = server("--faults", 0.5, "--stall", 20, "--seed", 3)
+    path = problems_file(tmp_path / "problems.jsonl", 250)
+    teach(path, url, tmp_path / "out", "--style", style, "--parallel", 24, "--timeout", 0.7, "--price", "1/2")
+    log, rows, printed = log_of(url), rows_in(tmp_path / "out"), capfd.readouterr()
+    assert set(log["faults"]) >= set(mock_teacher.FAULTS) and log["keys"] == [KEY]
+    assert sorted(row["problem"] for row in rows) == sorted(mock_teacher.problem(i)["problem"] for i in range(250))
+    kept = [row for row in rows if "rejected" not in row]
+    assert len(kept) > 150 and f"{len(kept)} annotations kept" in printed.out and "in money" in printed.out
+    for row in kept:
+        a, b = map(int, re.findall(r"\d+", row["problem"])[:2])
+        assert int(row["answer"]) == 2 * a + b and len(row["steps"]) == 2 and row["steps"][0]["question"] == "How many has Bo?"
+        assert [re.findall(r"<<(.*?)>>", s["solution"]) for s in row["steps"]] == [[f"{a}+{b}={a + b}"], [f"{a}+{a + b}={2 * a + b}"]]
+    for row in rows:
+        about = row["teacher"]
+        assert about["model"] == "mock" and about["style"] == style and 1 <= about["try"] <= 4 and about["temperature"] in (0, 0.33, 0.67, 1)
+        assert re.fullmatch(r"[0-9a-f]{12}", about["prompt"]) and datetime.fromisoformat(about["date"]).tzinfo
+    assert all(row["rejected"] and "reply" in row and "steps" not in row for row in rows if "rejected" in row)
+    assert KEY not in printed.out + printed.err and not any(KEY in p.read_text() for p in (tmp_path / "out").iterdir())
+    assert log["connections"] < log["requests"] / 2  # kept alive
+
+
+def test_killed_and_resumed_no_problem_is_asked_again_but_those_in_flight(tmp_path, server):
+    url, parallel = server("--latency", 0.05), 8
+    path, out = problems_file(tmp_path / "problems.jsonl", 100), tmp_path / "out"
+    run = subprocess.Popen([sys.executable, ROOT / "annotate.py", "teacher", path, "--url", url, "--model", "mock", "--out", out],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(log_of(url)["asked"]) < 40:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert 40 - parallel <= len(rows_in(out)) < 100
+    with open(out / "train.jsonl", "ab") as f:
+        f.write(b'{"id": "p-1", "probl')  # cut short as by a kill in the middle of a write
+    teach(path, url, out)
+    rows, log = rows_in(out), log_of(url)
+    assert sorted(row["problem"] for row in rows) == sorted(mock_teacher.problem(i)["problem"] for i in range(100))
+    assert sum(n - 1 for n in log["asked"].values()) <= parallel
+    for changed in ("--style", "cot"), ("--model", "other"):
+        with pytest.raises(data.UserError, match=r"train.jsonl:1: of another run .*--out$") as e:
+            teach(path, url, out, *changed)
+        assert e.value.status == 2
+    assert rows_in(out) == rows and log_of(url)["requests"] == log["requests"]
+
+
+def test_a_budget_stops_the_run_cleanly_and_a_larger_one_goes_on(tmp_path, server, capsys):
+    url, path = server(), problems_file(tmp_path / "problems.jsonl", 40)
+    teach(path, url, tmp_path / "out", "--budget-tokens", 3000, "--parallel", 2)
+    spent = [sum(row["teacher"]["tokens"]) for row in rows_in(tmp_path / "out")]
+    assert 3000 <= sum(spent) <= 3000 + 2 * max(spent) and "stopped at --budget-tokens 3,000" in capsys.readouterr().out
+    teach(path, url, tmp_path / "out", "--budget-tokens", 10**6, "--split", "50/25/25")
+    assert len(rows_in(tmp_path / "out")) == 40 and log_of(url)["requests"] == 40
+
+
+def test_questions_are_asked_for_the_solutions_of_a_file(tmp_path, server):
+    url, a, b = server(), 5, 2
+    row = mock_teacher.problem(2) | {"questions": "plain", "steps": [{"question": "What is step 1?", "solution": "Bo has 7."},
+                                                                   {"question": "What is step 2?", "solution": "12."}]}
+    (tmp_path / "f.jsonl").write_bytes(data.jsonl([row]))
+    teach(tmp_path / "f.jsonl", url, tmp_path / "out.jsonl", "--style", "questions")
+    new, = data.read_problems(tmp_path / "out.jsonl")
+    assert [step["solution"] for step in new["steps"]] == ["Bo has 7.", "12."] and new["steps"][0]["question"] == "How many has Bo?"
+    assert "questions" not in new
+
+
+def test_a_dry_run_shows_the_request_without_sending_it_and_without_the_key(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    (tmp_path / "prompt").write_text("Think {x}: {problem}!")
+    path = problems_file(tmp_path / "problems.jsonl", 3)
+    teach(path, "http://localhost:1/v1/", tmp_path / "out", "--dry-run", "--prompt", tmp_path / "prompt", "--key-variable", "MY_KEY",
+          "--extra", '{"max_tokens": null, "top_p": 0.9}', "--temperature", 0.2)
+    out = capsys.readouterr().out
+    assert out.startswith("POST http://localhost:1/v1/chat/completions\n") and "Bearer $MY_KEY" in out and KEY not in out
+    assert json.loads(out.partition("\n\n")[2]) == {"model": "mock", "temperature": 0.2, "top_p": 0.9, "messages": [
+        {"role": "user", "content": f"Think {{x}}: {mock_teacher.problem(0)['problem']}!"}]}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("faults, message", [
+    (["401"], r"HTTP 401: Incorrect API key: \*\*\* \(the key comes from the environment: OPENAI_API_KEY was sent"),
+    (["wrong model"], "HTTP 404: no such model; check --url and --model mock"), (["500"], r"HTTP 500: out of memory \(after 3 requests"),
+    (["HTML"], "no chat completion but '<html>"), (["stall"], r"no whole reply within 0.3 s"), (["reset"], "Remote|reset"), (["half"], "Incomplete")])
+def test_a_server_that_cannot_work_is_one_line_and_nothing_is_written(tmp_path, server, monkeypatch, faults, message):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    url = server("--faults", 1, "--only", *faults)
+    with pytest.raises(data.UserError, match=message) as e:
+        teach(problems_file(tmp_path / "f.jsonl", 9), url, tmp_path / "out", "--retries", 2, "--timeout", 0.3)
+    assert "\n" not in str(e.value) and e.value.status == 1 and KEY not in str(e.value)
+    assert rows_in(tmp_path / "out") == []
+
+
+class SpeaksNoTLS(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.recv(100)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_servers_that_are_not_there_are_one_line(tmp_path):
+    path = problems_file(tmp_path / "f.jsonl", 3)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), SpeaksNoTLS) as plain, socket.socket() as free:
+        threading.Thread(target=plain.serve_forever, daemon=True).start()
+        free.bind(("127.0.0.1", 0))
+        for where, message in ((f"http://127.0.0.1:{free.getsockname()[1]}/v1", "nothing listens there"),
+                               ("http://no-such-host.invalid/v1", "no such host"),
+                               (f"https://127.0.0.1:{plain.server_address[1]}/v1", "no TLS there")):
+            with pytest.raises(data.UserError, match=message):
+                teach(path, where, tmp_path / "out", "--retries", 0)
+        plain.shutdown()
+
+
+@pytest.mark.parametrize("flags, message, status", [
+    (["--url", "localhost:8000"], "expected as in http://localhost:8000/v1", 2), (["--url", "http://u:p@h/v1"], "without user or password", 2),
+    (["--url", "http://h:99999/v1"], "--url http://h:99999/v1", 2), (["--prompt", "prompt"], "placeholder {problem} is missing", 1),
+    (["--prompt", "nowhere"], "--prompt nowhere: No such file", 1), (["--extra", "[1]"], "no JSON object", 2),
+    (["--split", "50/40/20"], "sum to 100", 2), (["--price", "3"], "is not 2 numbers", 2), (["--temperature", "nan"], "nan is no number", 2),
+    (["--timeout", "0"], "0 is no number", 2), (["--style", "riddle"], "invalid choice: 'riddle'", 2)])
+def test_bad_flags_of_the_teacher_are_one_line(tmp_path, monkeypatch, flags, message, status):
+    monkeypatch.chdir(tmp_path)
+    Path("prompt").write_text("Solve it.")
+    with pytest.raises(data.UserError, match=re.escape(message)) as e:
+        teach(problems_file(tmp_path / "f.jsonl", 3), "http://localhost:1", tmp_path / "out", *flags)
+    assert e.value.status == status and "\n" not in str(e.value)
+
+
+def test_a_key_that_no_header_can_carry_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u20ac-secret")
+    with pytest.raises(data.UserError, match="OPENAI_API_KEY: the key holds characters") as e:
+        teach(problems_file(tmp_path / "f.jsonl", 3), "http://localhost:1", tmp_path / "out")
+    assert "secret" not in str(e.value)
+
+
+# ---- the students as their own teacher ---------------------------------------------------------------------------------
+
+def test_distinct_right_samples_become_annotations(tmp_path, monkeypatch):
+    calls = []
+
+    class Sampling(tuple):
+        __new__ = lambda cls, *fields: tuple.__new__(cls, fields)
+
+    def solve(problems, procedure, students, calculator=True, watch=None, sampling=None):
+        """A student that is right at the first seed of two, in one of two ways, and wrong or unfinished else."""
+        calls.append(sampling)
+        rng = random.Random(sampling[3])
+        for index, problem in enumerate(problems):
+            way, right = rng.choice("AB"), rng.random() < 0.5
+            step = {"question": f"{way}?", "solution": f"So <<{problem['answer']}+0={problem['answer']}>>{problem['answer']}."}
+            wrong = rng.choice([{"answer": None}, {"answer": "-1"}, {"steps": [step | {"solution": f"<<1+1=3>>{problem['answer']}"}]}])
+            yield index, {"steps": [step], "answer": problem["answer"], "unfinished": None} | ({} if right else wrong)
+
+    monkeypatch.setattr(infer, "Sampling", Sampling, raising=False)
+    monkeypatch.setattr(infer, "solve", solve)
+    monkeypatch.setattr(infer, "open_student", lambda folder, role, slots, device: role)
+    problems = [mock_teacher.problem(i) | {"steps": [{"question": "A?", "solution": "as {0}".format(i)}]} for i in range(30)]
+    (tmp_path / "f.jsonl").write_bytes(data.jsonl(problems))
+    call("self", tmp_path / "f.jsonl", "--samples", 6, "--temperature", 0.5, "--seed", 2, "--out", tmp_path / "new.jsonl")
+    assert calls == [(0.5, 0, 1.0, 12 + k) for k in range(6)]
+    rows = data.read_problems(tmp_path / "new.jsonl")
+    per_problem = Counter(row["problem"] for row in rows)
+    assert 20 < len(per_problem) <= 30 and set(per_problem.values()) == {1, 2}
+    assert len({json.dumps([row["problem"], row["steps"]]) for row in rows}) == len(rows) == len({row["id"] for row in rows})
+    for row in rows:
+        assert row["steps"][0]["solution"] == "So <<{0}+0={0}>>{0}.".format(row["answer"]) and row["teacher"]["temperature"] == 0.5
+
+
+# ---- check -------------------------------------------------------------------------------------------------------------
+
+def good_row(i, name="Ann", thing="pens"):
+    return {"id": f"x-{i}", "problem": f"{name} has {i} {thing}. She buys 2 more. How many {thing} has she now?", "answer": str(i + 2),
+            "steps": [{"question": "How many?", "solution": f"She has {i}+2=<<{i}+2={i + 2}>>{i + 2} {thing}."}]}
+
+
+def checked(tmp_path, capsys, files, *flags):
+    """Run check on {name: rows or bytes}; returns (exit status, {file: {column: cell}}, what was printed)."""
+    for name, rows in files.items():
+        (tmp_path / name).write_bytes(rows if isinstance(rows, bytes) else data.jsonl(rows))
+    status = 0
+    try:
+        call("check", *(tmp_path / name for name in files), *flags)
+    except SystemExit as e:
+        status = e.code
+    out = capsys.readouterr().out
+    head, *lines = [line.split() for line in out.splitlines() if re.match(rf"file  |{tmp_path}/\S+  ", line)]
+    return status, {Path(line[0]).name: dict(zip(head[1:], map(int, line[1:]))) for line in lines}, out
+
+
+def test_check_finds_nothing_in_good_files(tmp_path, capsys):
+    status, table, out = checked(tmp_path, capsys, {"a": [good_row(i) for i in range(50)], "b": [good_row(i, thing="cats") for i in range(9)]})
+    assert status == 0 and "wrong" not in out
+    assert table["a"]["problems"] == table["a"]["notes"] == 50 and not any(table["a"][kind] for kind in annotate.WRONG)
+    call("--train", 300, "--valid", 20, "--test", 20, "--out", tmp_path / "t")
+    call("check", *(tmp_path / "t" / f"{split}.jsonl" for split in annotate.SPLITS))
+
+
+def test_check_names_each_fault_and_counts_it(tmp_path, capsys):
+    a = [good_row(i) for i in range(20)]
+    a[3]["steps"][0]["solution"] = "She has 3+2=<<3+2=6>>6, no: 5."
+    a[5] |= {"answer": "99"}
+    a[7] = good_row(2)
+    a[9] = {"problem": "P"}
+    a[11]["problem"] += " Really?" * 60
+    status, table, out = checked(tmp_path, capsys, {"a": a, "b": [good_row(1), good_row(77, "Zoe"), good_row(3, thing="cats")]}, "--block-size", 150)
+    assert status == 1
+    assert table["a"] | dict.fromkeys(("tokens", "steps", "problems"), 0) == {
+        "problems": 0, "steps": 0, "notes": 19, "tokens": 0, "schema": 1, "equation": 1, "answer": 1, "twice": 1, "leak": 0, "long": 1,
+        "alike": 0, "plain": 0}
+    assert table["b"]["leak"] == 1 and table["b"]["alike"] == 1 and table["b"]["problems"] == 3
+    for told in ("a:10: field 'answer' is missing", "a:4: <<3+2=6>> does not compute: the calculator says 5", "a:6: the last solution does not",
+                 f"a:8: the same problem as {tmp_path / 'a'}:3", f"b:1: the same problem as {tmp_path / 'a'}:2", "tokens, the block has 150"):
+        assert told in out, (told, out)
+
+
+def test_check_counts_a_file_that_cannot_be_read_and_goes_on(tmp_path, capsys):
+    status, table, out = checked(tmp_path, capsys, {"a": b'{"problem": "x', "b": [good_row(1)], "c": [good_row(i, thing="cats") for i in range(30)]})
+    assert status == 1 and table["a"]["schema"] == 2 and table["b"]["schema"] == 0 and "a:1: not JSON" in out
+    bad = [good_row(i, thing="cats") | {"answer": "no"} for i in range(30)]
+    assert "... and 20 more problems whose last solution" in checked(tmp_path, capsys, {"d": bad})[2]
+    assert checked(tmp_path, capsys, {"d": bad}, "--all")[2].count("does not come to the answer no") == 30
 
 
 # ---- bad usage ---------------------------------------------------------------------------------------------------------
@@ -478,8 +903,10 @@ def test_gsm8k_without_sub_questions_says_so(tmp_path):
     (["--level", 9], "--level: invalid choice: 9"), (["--steps", "5-2"], "--steps: 5-2"), (["--steps", "0-3"], "--steps: 0-3"),
     (["--steps", "many"], "--steps: many"), (["--train", 0], "--train: 0"), (["--test", "-3"], "--test: -3"),
     (["--valid", "x"], "--valid: x"), (["--made-up", 1.5], "--made-up: 1.5"), (["--seed", "x"], "--seed"),
-    (["svmap"], "invalid choice: 'svmap'"), (["gsm8k"], "required: FILE"), (["--nonsense"], "--nonsense"),
-    (["gsm8k", "x.jsonl", "--out", "y.jsonl", "--test", 3], "need a folder"),
+    (["svampp"], "invalid choice: 'svampp'"), (["gsm8k"], "required: FILE"), (["--nonsense"], "--nonsense"),
+    (["gsm8k", "x.jsonl", "--out", "y.jsonl", "--split", "90/5/5"], "needs a folder"), (["check"], "required: FILE"),
+    (["teacher", "x"], "required: --url, --model"), (["self", "x", "--out", "y"], "expected a file"), (["--wordings", "some"], "--wordings"),
+    (["gsm8k", "x.jsonl", "--split", "90/10"], "is not 3 numbers"),
 ])
 def test_bad_usage_is_one_line_and_status_2(argv, message):
     with pytest.raises(data.UserError) as e:

@@ -1,0 +1,99 @@
+"""How fast annotate.py converts, and how busy its LLM teacher keeps a server.
+
+    python tests/bench_annotate.py
+
+prints rows converted per second, and for a mock server with --latency the requests a second of a bare client, which sends the
+same bytes over as many connections and looks at nothing, beside those of `annotate.py teacher`, which also builds prompts,
+checks replies and writes rows. Their ratio is the share of what the server can serve.
+"""
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import annotate  # noqa: E402
+import data  # noqa: E402
+import mock_teacher  # noqa: E402
+
+
+def call(*argv):
+    """Run a command of annotate.py here; returns its seconds, start-up and imports not counted."""
+    args = annotate.parse_args(list(map(str, argv)))
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        args.run(args)
+    return time.perf_counter() - start
+
+
+def bench_conversion(folder, n):
+    rows = [{"question": f"Ann has {i} pens and buys {i} more. How many has she?",
+             "answer": f"How many? ** She has {i}+{i} = <<{i}+{i}={2 * i}>>{2 * i}.\nAnd now? ** The same.\n#### {2 * i}"} for i in range(n)]
+    (folder / "gsm8k.jsonl").write_bytes(data.jsonl(rows))
+    seconds = [call("gsm8k", folder / "gsm8k.jsonl", "--out", folder / f"converted{k}") for k in range(3)]
+    print(f"convert: {n:,} rows in {statistics.median(seconds):.2f} s, {n / statistics.median(seconds):,.0f} rows/s")
+
+
+async def bare_client(port, body, requests, parallel):
+    """Send the same request again and again; returns the seconds."""
+    message = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    left = iter(range(requests))
+
+    async def worker():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in left:
+            writer.write(message)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", head)[1]))
+        writer.close()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(parallel)))
+    return time.perf_counter() - start
+
+
+def bench_teacher(folder, latency, parallel, n, rounds):
+    server = subprocess.Popen([sys.executable, mock_teacher.__file__, "--latency", str(latency)], stdout=subprocess.PIPE, text=True)
+    try:
+        port, path = int(server.stdout.readline()), folder / "problems.jsonl"
+        problems = [mock_teacher.problem(i) for i in range(n)]
+        path.write_bytes(data.jsonl(problems))
+        argv = ["teacher", path, "--url", f"http://127.0.0.1:{port}", "--model", "m", "--parallel", parallel]
+        prompt = annotate.fill(annotate.built_in("socratic"), problems[0]["problem"])
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": prompt}]}).encode()
+        shares = []
+        for k in range(rounds):
+            bare = asyncio.run(bare_client(port, body, n, parallel))
+            teacher = call(*argv, "--out", folder / f"teacher{k}-{latency}.jsonl")
+            shares.append(bare / teacher)
+            print(f"latency {1000 * latency:g} ms, {parallel} in parallel: bare client {n / bare:,.0f} requests/s, teacher "
+                  f"{n / teacher:,.0f}, share {100 * shares[-1]:.0f} %", flush=True)
+        print(f"latency {1000 * latency:g} ms: median share {100 * statistics.median(shares):.0f} %")
+    finally:
+        server.kill()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--latency", type=float, nargs="+", default=[0.1, 0.0], help="of the server, seconds")
+    p.add_argument("--parallel", type=int, default=64)
+    p.add_argument("--problems", type=int, default=2000)
+    p.add_argument("--rounds", type=int, default=3)
+    args = p.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench_conversion(Path(folder), 7473)
+        for latency in args.latency:
+            bench_teacher(Path(folder), latency, args.parallel, args.problems, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
