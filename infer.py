@@ -5,10 +5,11 @@ the engine, which runs many of them at once; the students' folders; evaluation; 
 """
 import json
 import math
+import random
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import MARK, Parser, Tokenizer, UserError, line, read_problems, run
-from model import GPT, KVCache
+from data import MARK, Parser, Tokenizer, UserError, guide, line, read_problems, run
+from model import GPT, KVCache, Linear
 
 
 # ---- the calculator ----------------------------------------------------------------------------------------------------
@@ -226,6 +227,11 @@ def add_step(role, dialogue, **step):
 
 # ---- the engine --------------------------------------------------------------------------------------------------------
 
+# Each problem has a slot, and in the KV cache of each student the row of that number. At any moment a slot's procedure waits
+# for one of the students, who has some tokens of the slot's sequence yet to read: the one that it has just written, a
+# calculator's result with it, a question, the whole problem. Those of a student's slots with about equally much to read share
+# a forward, which reads all of that and gives each one token more. What a slot's text is depends on no other slot.
+
 MAX_LINE = 200         # tokens that a student may write in one go
 PREFILL_TOKENS = 4096  # tokens of one forward that reads prompts, padding included
 
@@ -233,21 +239,25 @@ PREFILL_TOKENS = 4096  # tokens of one forward that reads prompts, padding inclu
 class Student:
     """A model, its tokenizer, and a KV cache with a row for each slot.
 
-    The cache holds the first `length[slot]` tokens of a slot's sequence; those of `pending[slot]` are to be read next.
-    `written` counts the tokens that the student has written in all.
+    A slot's sequence begins with `prompt[slot]`. The cache holds its first `length[slot]` tokens; those of `pending[slot]`
+    are to be read next. `guidance` is what it was trained to be told with a problem (see data.guide).
     """
 
-    def __init__(self, model, tokenizer, slots):
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(self, model, tokenizer, slots, guidance=None):
+        self.model, self.tokenizer, self.guidance = model.eval(), tokenizer, guidance
         self.device = model.wte.weight.device
         self.cache = KVCache(model.config, slots, self.device, model.wte.weight.dtype)
         self.pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.end)]  # the bytes of each token
-        self.length, self.pending = [0] * slots, [[] for _ in range(slots)]
-        self.written = 0
+        self.prompt, self.length, self.pending = [[] for _ in range(slots)], [0] * slots, [[] for _ in range(slots)]
+        self.forwards, self.written, self.read_tokens, self.all_tokens = 0, 0, 0, 0  # all_tokens: with padding and idle rows
 
-    def clear(self, slot):
-        """Make a slot ready for another problem."""
-        self.length[slot], self.pending[slot] = 0, []
+    def begin(self, slot, problem):
+        """Start a slot's sequence with a problem; if the row holds that very prompt, only its last token is read again."""
+        prompt = self.tokenizer.encode(line(problem["problem"]))
+        if self.guidance:
+            prompt += self.tokenizer.encode(line(guide(problem, self.guidance)))
+        kept = len(prompt) - 1 if prompt == self.prompt[slot] and self.length[slot] >= len(prompt) else 0
+        self.prompt[slot], self.length[slot], self.pending[slot] = prompt, kept, prompt[kept:]
 
     def feed(self, slot, segment):
         """Append a segment (text) to a slot's sequence."""
@@ -255,65 +265,107 @@ class Student:
 
     def overflow(self, slot):
         """Why the pending tokens do not fit into the block, in words; None if they do."""
-        block_size, length, pending = self.model.config.block_size, self.length[slot], len(self.pending[slot])
-        if length + pending <= block_size:
-            return None
-        return f"filled its block of {block_size} tokens" if length else \
-            f"cannot read the problem: {pending} tokens, its block has {block_size}"
+        block_size = self.model.config.block_size
+        if len(self.prompt[slot]) > block_size:
+            return f"cannot read the problem: {len(self.prompt[slot])} tokens, its block has {block_size}"
+        if self.length[slot] + len(self.pending[slot]) > block_size:
+            return f"filled its block of {block_size} tokens"
+        return None
 
-    def step(self, slots):
-        """Read the pending tokens of these slots and write one token more in each; returns {slot: token id}."""
-        by_length = sorted(slots, key=lambda slot: len(self.pending[slot]))
-        chosen = {}
-        while by_length:  # one forward for rows that read about equally much: mostly one token, or a prompt or a question
-            longest = len(self.pending[by_length[-1]])
-            group = [by_length.pop()]
-            while by_length and 2 * len(self.pending[by_length[-1]]) > longest and longest * len(group) < PREFILL_TOKENS:
-                group.append(by_length.pop())
-            chosen |= zip(group, self._forward(group, longest))
-        self.written += len(chosen)
-        return chosen
+    def fork(self, slot):
+        """Copy the prompt from a row that has read the same one, if there is one, instead of reading it once more."""
+        prompt = self.prompt[slot]
+        for other, length in enumerate(self.length):
+            if length >= len(prompt) and self.prompt[other] == prompt:
+                self.length[slot] = len(prompt) - 1  # the last token is read, for the logits behind it
+                self.cache.fork(other, slot, len(prompt) - 1)
+                del self.pending[slot][:len(prompt) - 1]
+                return
 
     @torch.inference_mode()
-    def _forward(self, group, T):
-        """Read the pending tokens, at most T a row, of the slots in `group`; returns their next tokens, a list of int."""
-        # Where most rows take part, let all: a view of the whole cache is cheaper than a copy of a part. What an idle row
-        # leaves behind lies beyond its end, where its next tokens overwrite it.
-        slots = len(self.length)
-        rows = range(slots) if 2 * len(group) > slots else group
+    def read(self, slots):
+        """Read what is pending in some of these slots, in one forward.
+
+        Left for later are those beyond PREFILL_TOKENS, and those whose prompt another is just reading: they will copy it.
+        Returns the slots that had their turn, and the logits behind their last token (number of slots, vocab_size).
+        """
+        group, T, prompts = [], 0, []
+        for slot in sorted(slots, key=lambda slot: len(self.pending[slot])):
+            if not self.length[slot]:
+                self.fork(slot)
+            if not self.length[slot] and self.prompt[slot] in prompts:
+                continue
+            if group and max(T, len(self.pending[slot])) * (len(group) + 1) > PREFILL_TOKENS:
+                break
+            group.append(slot)
+            T = max(T, len(self.pending[slot]))
+            prompts += [] if self.length[slot] else [self.prompt[slot]]
+        # The rows from the first to the last of the group take part if most of them are in it: a view of the cache is
+        # cheaper than a copy. What an idle row leaves behind lies beyond its end, where its next tokens overwrite it.
+        group.sort()
+        rows = range(group[0], group[-1] + 1)
+        view = len(rows) <= 2 * len(group)
+        rows = rows if view else group
         feed = {slot: self.pending[slot] for slot in group}
         ids = [feed.get(row, []) + [0] * (T - len(feed.get(row, []))) for row in rows]  # (B, T)
-        last = [i * T + max(len(feed.get(row, [])), 1) - 1 for i, row in enumerate(rows)]  # (B,)
+        last = [i * T + len(feed[row]) - 1 for i, row in enumerate(rows) if row in feed]  # (len(group),)
         start = [self.length[row] for row in rows]  # (B,)
-        ids, last, start, some = (torch.tensor(numbers, device=self.device) for numbers in (ids, last, start, group))
         upto = max(self.length[slot] + len(feed[slot]) for slot in group)
-        self.cache.place(start, T, upto, some if rows is group else None)
-        chosen = choose(self.model(ids, last, self.cache)).tolist()
+        ids, last, start, some = (torch.tensor(x, device=self.device, dtype=torch.long) for x in (ids, last, start, group))
+        self.cache.place(start, T, upto, slice(rows.start, rows.stop) if view else some)
+        logits = self.model(ids, last, self.cache)
+        self.forwards += 1
+        self.written += len(group)
+        self.read_tokens += sum(map(len, feed.values()))
+        self.all_tokens += ids.numel()
         for slot in group:
             self.length[slot] += len(feed[slot])
             self.pending[slot] = []
-        return chosen if rows is group else [chosen[slot] for slot in group]
+        return group, logits
 
 
-def choose(logits):
-    """The next token of each row, (B,) int64, from logits (B, vocab_size): the most likely one."""
-    return logits.argmax(dim=-1)
+class Sampling(NamedTuple):
+    """How tokens are drawn. Each dialogue draws by random numbers of its own, which follow from `seed`, the problem's text
+    and the sample's number alone: so its text depends neither on the slots nor on the problems beside it, but for rounding."""
+    temperature: float = 1.0
+    top_k: int = 0      # draw from the k most likely tokens; 0: from all
+    top_p: float = 1.0  # draw from the fewest tokens, the most likely first, that have this probability together
+    seed: int = 0
+
+
+def choose(logits, sampling=None, at=None):
+    """The next token of each row, (B,) int64, from logits (B, vocab_size): the most likely one.
+
+    With `sampling` the one that is found at the height at[i], a list of B numbers from 0 to 1, when the probabilities of
+    the tokens that may be drawn are stacked upon each other, the most likely one first.
+    """
+    if sampling is None:
+        return logits.argmax(dim=-1)
+    p, tokens = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k:
+        p[:, sampling.top_k:] = 0
+        p /= p.sum(dim=-1, keepdim=True)
+    p[p.cumsum(dim=-1) - p >= sampling.top_p] = 0
+    height = p.cumsum(dim=-1)
+    at = torch.tensor(at, device=p.device, dtype=p.dtype)[:, None] * height[:, -1:]
+    drawn = torch.searchsorted(height, at, right=True).minimum((p > 0).sum(dim=-1, keepdim=True) - 1)  # (B, 1)
+    return tokens.gather(1, drawn)[:, 0]
 
 
 class Dialogue:
-    """A problem in its slot: what the procedure wants written (`want`, None at its end), and the line as it stands.
+    """A problem in its slot: what the procedure wants written (`want`, None at its end), and the line as it stands (`text`,
+    bytes; `stop`: None or why it ends here).
 
     `record` is what comes out of it: {"steps": [{"question", "solution"}, ...], "answer": str or None, "unfinished": None
     or why there is no answer}.
     """
 
-    def __init__(self, slot, index, problem, procedure, students):
-        self.slot, self.index, self.students = slot, index, students
+    def __init__(self, slot, index, problem, procedure, students, draw):
+        self.slot, self.index, self.students, self.draw = slot, index, students, draw
         self.record = {"steps": [], "answer": None, "unfinished": None}
         self.procedure = procedure(problem, self.record)
         for student in students.values():
-            student.clear(slot)
-            student.feed(slot, line(problem["problem"]))
+            student.begin(slot, problem)
         self.go_on(None)
 
     def go_on(self, reply):
@@ -326,56 +378,87 @@ class Dialogue:
         except Unfinished as e:
             self.record["unfinished"] = str(e)
             return
+        self.student = self.students[self.want.role]
         for segment in self.want.feed:
-            self.students[self.want.role].feed(self.slot, segment)
+            self.student.feed(self.slot, segment)
+        self.stop = self.student.overflow(self.slot)
 
     def take(self, token, calculator):
-        """Add a token to the line, and the calculator's result where it is due; returns why the line ends here, or None."""
-        student = self.students[self.want.role]
-        if token == student.tokenizer.end:
-            return "end"
-        student.pending[self.slot].append(token)
+        """Add a token to the line, and the calculator's result where it is due; find out whether the line ends here."""
+        if token == self.student.tokenizer.end:
+            self.stop = "end"
+            return
+        self.student.pending[self.slot].append(token)
         self.tokens += 1
-        piece, newline, _ = student.pieces[token].partition(b"\n")
+        piece, newline, _ = self.student.pieces[token].partition(b"\n")
         self.text += piece
         if newline:
-            return "newline"
+            self.stop = "newline"
+            return
         if calculator and piece.endswith(b"=") and (result := calculator_result(self.text)):
-            student.feed(self.slot, result)
+            self.student.feed(self.slot, result)
             self.text += result.encode()
-        return f"wrote more than {MAX_LINE} tokens on a line" if self.tokens == MAX_LINE else None
+        self.stop = f"wrote more than {MAX_LINE} tokens on a line" if self.tokens == MAX_LINE else self.student.overflow(self.slot)
 
 
-def solve(problems, procedure, students, calculator=True, watch=None):
+def next_group(live, turn):
+    """Which forward is next, (student, slots): of the groups that wait for the same student with about equally much to read
+    (up to twice as much), the one whose members have waited longest, all taken together.
+
+    So a forward has many rows, few of them padded, and nobody waits forever. live: {slot: Dialogue}.
+    """
+    groups = defaultdict(list)
+    for slot, dialogue in live.items():
+        groups[dialogue.want.role, (len(dialogue.student.pending[slot]) - 1).bit_length()].append(slot)
+    slots = max(groups.values(), key=lambda slots: sum(turn - live[slot].since for slot in slots))
+    return live[slots[0]].student, slots
+
+
+def solve(problems, procedure, students, calculator=True, watch=None, sampling=None, samples=1):
     """Run `procedure` for every problem, as many at a time as there are slots.
 
-    students: {role: Student}, all with the same number of slots. Yields (index of the problem, record of its Dialogue) as
-    each ends. watch(kind, text, stop), if given, sees the line as it stands after every token: text in bytes, stop None
-    or why the line ends here.
+    problems: an iterable of dicts, taken from as slots become free. students: {role: Student}, all with the same number of
+    slots. sampling: a Sampling, or None for the most likely tokens; `samples` dialogues of each problem, which read the
+    problem once. Yields (index of the problem, record of its Dialogue) as each ends; of several samples each record has its
+    number, "sample", from 0. watch(kind, text, stop), if given, sees the line as it stands after every token: text in
+    bytes, stop None or why the line ends here.
     """
-    waiting = enumerate(problems)
-    free = list(range(len(next(iter(students.values())).length)))
-    live = []
-    while True:
-        while free and (taken := next(waiting, None)):
-            live.append(Dialogue(free.pop(), *taken, procedure, students))
-        if not live:
-            return
-        for role, student in students.items():
-            writing = {dialogue.slot: dialogue for dialogue in live if dialogue.want.role == role}
-            stops = {slot: why for slot in writing if (why := student.overflow(slot))}
-            for slot, token in student.step(writing.keys() - stops).items():
-                stops[slot] = writing[slot].take(token, calculator)
-            for slot, stop in stops.items():
-                dialogue = writing[slot]
+    waiting = ((index, problem, k) for index, problem in enumerate(problems) for k in range(samples))
+    live, turn = {}, 0  # {slot: Dialogue}; forwards so far
+
+    def begin(slot):
+        for index, problem, k in waiting:
+            draw = random.Random(f"{sampling.seed} {k} {problem['problem']}").random if sampling else None
+            dialogue = Dialogue(slot, index, problem, procedure, students, draw)
+            dialogue.record |= {"sample": k} if samples > 1 else {}
+            return [dialogue]
+        return []
+
+    touched = [dialogue for slot in range(len(next(iter(students.values())).length)) for dialogue in begin(slot)]
+    while touched:  # the dialogues that have just begun or written a token
+        for dialogue in touched:
+            while dialogue.want and dialogue.stop:
                 if watch:
-                    watch(dialogue.want.kind, dialogue.text, stop)
-                if stop:
-                    dialogue.go_on((dialogue.text.decode("utf-8", "replace").strip(), stop))
-                    if dialogue.want is None:
-                        live.remove(dialogue)
-                        free.append(slot)
-                        yield dialogue.index, dialogue.record
+                    watch(dialogue.want.kind, dialogue.text, dialogue.stop)
+                dialogue.go_on((dialogue.text.decode("utf-8", "replace").strip(), dialogue.stop))
+            if dialogue.want:
+                dialogue.since = turn
+                live[dialogue.slot] = dialogue
+            else:
+                live.pop(dialogue.slot, None)
+                yield dialogue.index, dialogue.record
+                touched += begin(dialogue.slot)
+        touched = []
+        if live:
+            turn += 1
+            student, slots = next_group(live, turn)
+            slots, logits = student.read(slots)
+            touched = [live[slot] for slot in slots]
+            tokens = choose(logits, sampling, sampling and [dialogue.draw() for dialogue in touched])
+            for dialogue, token in zip(touched, tokens.tolist()):
+                dialogue.take(token, calculator)
+                if watch and not dialogue.stop:
+                    watch(dialogue.want.kind, dialogue.text, None)
 
 
 # ---- the students' folders ---------------------------------------------------------------------------------------------
@@ -387,7 +470,8 @@ def open_student(folder, role, slots, device="cpu", dtype=torch.float32):
         where = "" if folder == Path("runs", role) else f" --out {folder}"
         raise UserError(f"{folder}: no student here yet; make one with: python train.py --role {role}{where}")
     try:
-        learned = json.loads(about.read_text(encoding="utf-8"))["role"]
+        found = json.loads(about.read_text(encoding="utf-8"))
+        learned, guidance = found["role"], found.get("guidance")
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{about}: field 'role' is missing or broken")
     if learned != role:
@@ -398,7 +482,31 @@ def open_student(folder, role, slots, device="cpu", dtype=torch.float32):
         raise UserError(e)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{folder}: vocab.json has {tokenizer.vocab_size} tokens, config.json says {model.config.vocab_size}")
-    return Student(model.to(device, dtype), tokenizer, slots)
+    return Student(packed(model.to(device, dtype)), tokenizer, slots, guidance)
+
+
+LARGE = 1 << 18  # elements of a matrix
+
+
+def packed(model):
+    """Lay the large matrices of a float32 model out for the CPU, as oneDNN reads them fastest; returns the model, no longer
+    to be trained. F.linear lays a matrix out anew each time, which for some rows takes longer than the product itself.
+    Small ones stay: they are in the processor's cache anyway, and oneDNN prepares itself for each new number of rows."""
+    weight = model.wte.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return model
+
+    def product(weight, bias=None):
+        """x -> x @ weight.T + bias, of a weight (n_out, n_in)."""
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        return lambda x: torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+    for module in model.modules():
+        if isinstance(module, Linear) and module.weight.numel() >= LARGE:
+            module.forward, module.weight = product(module.weight.t(), module.bias), None
+    if weight.numel() >= LARGE:
+        model.head = product(weight)
+    return model
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------------

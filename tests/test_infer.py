@@ -149,15 +149,17 @@ def plain_loop(problem, procedure, students, calculator):
             return record | {"unfinished": str(e)}, written
         model, tokenizer = students[role].model, students[role].tokenizer
         block_size, text, tokens, stop = model.config.block_size, b"", 0, None
-        ids = sequences.setdefault(role, tokenizer.encode(line(problem["problem"])))
+        prompt = tokenizer.encode(line(problem["problem"]))
+        ids = sequences.setdefault(role, list(prompt))
         for segment in feed:
             ids += tokenizer.encode(segment)
         while not stop:
             if tokens == infer.MAX_LINE:
                 stop = f"wrote more than {infer.MAX_LINE} tokens on a line"
+            elif len(prompt) > block_size:
+                stop = f"cannot read the problem: {len(prompt)} tokens, its block has {block_size}"
             elif len(ids) > block_size:
-                stop = f"filled its block of {block_size} tokens" if role in dict(written) else \
-                    f"cannot read the problem: {len(ids)} tokens, its block has {block_size}"
+                stop = f"filled its block of {block_size} tokens"
             else:
                 with torch.no_grad():
                     token = int(model(torch.tensor([ids]))[0, -1].argmax())
@@ -218,24 +220,33 @@ class Script:
         self.scripts = [BYTES.encode(script) + [BYTES.end] for script in scripts]
         self.config = GPTConfig(BYTES.vocab_size, block_size, 1, 1, 2)
         self.wte = SimpleNamespace(weight=torch.zeros(1))
-        self.rows, self.forwards = {}, []
+        self.rows, self.forwards, self.forks = {}, [], []
 
     def eval(self):
         return self
 
     def __call__(self, ids, at, cache):
-        """Logits (B, vocab_size); `forwards` keeps for each call which row read what: {row: (first position, text)}."""
-        B, T = ids.shape
-        logits, read = torch.zeros(B, BYTES.vocab_size), {}
-        for i, row in enumerate(cache.write_rows.tolist()):
-            start, n = int(cache.write_at[i, 0]), int(at[i]) - i * T + 1
+        """Logits (N, vocab_size); `forwards` keeps for each call which row read what: {row: (first position, text)}."""
+        T = ids.shape[1]
+        logits, read, rows = torch.zeros(len(at), BYTES.vocab_size), {}, cache.write_rows.tolist()
+        for k, place in enumerate(at.tolist()):
+            i, n = place // T, place % T + 1
+            row, start = rows[i], int(cache.write_at[i, 0])
             sequence = self.rows[row] = self.rows.get(row, [])[:start] + ids[i, :n].tolist()
             assert len(sequence) == start + n, "a row skips a position"
             read[row] = start, BYTES.decode(ids[i, :n].tolist())
             following = [script for script in self.scripts if script[:len(sequence)] == sequence]
-            logits[i, following[0][len(sequence)] if following else ord("?")] = 1
+            logits[k, following[0][len(sequence)] if following else ord("?")] = 1
         self.forwards.append(read)
         return logits
+
+
+def student(model, slots=1):
+    """The Student of a Script: when the engine copies a part of a row of the cache, the script's row is copied too."""
+    it = Student(model, BYTES, slots)
+    it.cache.fork = lambda source, target, n: (model.forks.append((source, target, n)),
+                                               model.rows.update({target: model.rows[source][:n]}))
+    return it
 
 
 ASK = " Ann has 3.\n How many with 4?\n How many with 5?\n"
@@ -247,7 +258,7 @@ ANN = {"problem": "Ann has 3.", "answer": "12", "steps": [
 
 def scripted(slots=1):
     """A decomposer and a solver who cannot reckon but can read on from a right result."""
-    return {"solver": Student(Script(WRONG, RIGHT), BYTES, slots), "decomposer": Student(Script(ASK), BYTES, slots)}
+    return {"solver": student(Script(WRONG, RIGHT), slots), "decomposer": student(Script(ASK), slots)}
 
 
 def test_calculator_corrects_a_student_and_without_it_the_student_reckons():
@@ -277,8 +288,7 @@ def test_forced_tokens_are_read_in_one_block_and_nothing_is_read_twice():
 def test_free_slots_take_the_next_problem_and_all_decode_together():
     problems = [{"problem": "x" * n, "answer": "1", "steps": []} for n in (3, 30, 5, 4, 8)]
     model = Script(*(f" {problem['problem']}\n#### {'7' * (1 + 5 * (k == 0))}" for k, problem in enumerate(problems)))
-    student = Student(model, BYTES, slots=2)
-    ended = list(solve(problems, infer.answer, {"answer": student}))
+    ended = list(solve(problems, infer.answer, {"answer": student(model, slots=2)}))
     assert [index for index, _ in ended] == [1, 2, 0, 3, 4]  # 0 writes eight tokens, every other three
     assert all(set(record["answer"]) == {"7"} for _, record in ended)
     assert set(model.rows) == {0, 1}
@@ -290,10 +300,10 @@ def test_a_full_block_and_a_problem_that_is_too_long_end_the_dialogue_and_no_oth
     found = dict(solve([long, ANN, long, ANN], infer.socratic, students))
     assert [found[i]["answer"] for i in range(4)] == [None, "12", None, "12"]
     assert found[0]["unfinished"] == f"the decomposer cannot read the problem: {60 * 11 + 1} tokens, its block has 400"
-    small = Student(Script(RIGHT, block_size=len(RIGHT) - 10), BYTES, 1)
+    small = student(Script(RIGHT, block_size=len(RIGHT) - 10), 1)
     (_, record), = solve([ANN], infer.given, {"solver": small})
     assert record["answer"] is None and record["unfinished"] == f"the solver filled its block of {len(RIGHT) - 10} tokens"
-    exact = Student(Script(RIGHT, block_size=len(RIGHT)), BYTES, 1)  # the last position's next token is still the student's to write
+    exact = student(Script(RIGHT, block_size=len(RIGHT)), 1)  # the last position's next token is still the student's to write
     (_, record), = solve([ANN], infer.given, {"solver": exact})
     assert record["answer"] == "12"
 
@@ -365,7 +375,7 @@ def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
 
 
 def test_a_line_without_end_is_cut():
-    endless = Student(Script(" Ann has 3.\n#### " + "5" * 399), BYTES, 1)
+    endless = student(Script(" Ann has 3.\n#### " + "5" * 399), 1)
     (_, record), = solve([ANN], infer.answer, {"answer": endless})
     assert record["unfinished"] == f"the answer student wrote more than {infer.MAX_LINE} tokens on a line"
 
@@ -436,7 +446,7 @@ def test_problem_is_solved_before_the_readers_eyes(solver_and_decomposer, capsys
 
 
 def test_the_mark_of_cot_is_no_solution(monkeypatch, capsys):
-    monkeypatch.setattr(infer, "open_student", lambda *_: Student(Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### 7"), BYTES, 1))
+    monkeypatch.setattr(infer, "open_student", lambda *_: student(Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### 7"), 1))
     main(["--procedure", "cot", "--problem", ANN["problem"]])
     assert capsys.readouterr().out == "Solution 1: 3, 4.\nSolution 2: \N{REPLACEMENT CHARACTER}7\nAnswer: 7\n"
 
