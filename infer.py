@@ -253,7 +253,7 @@ class Student:
         self.cache = KVCache(model.config, slots, self.device, model.wte.weight.dtype)
         self.pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.end)]  # the bytes of each token
         self.prompt, self.length, self.pending = [[] for _ in range(slots)], [0] * slots, [[] for _ in range(slots)]
-        self.forwards, self.written, self.read_tokens, self.all_tokens = 0, 0, 0, 0  # all_tokens: with padding and idle rows
+        self.forwards, self.taken, self.written, self.read_tokens, self.all_tokens = 0, 0, 0, 0, 0  # all: padding and idle rows too
 
     def begin(self, slot, problem):
         """Start a slot's sequence with a problem; if the row holds that very prompt, only its last token is read again."""
@@ -456,6 +456,7 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
         if live:
             turn += 1
             student, slots = next_group(live, turn)
+            student.taken += len(live)
             slots, logits = student.read(slots)
             touched = [live[slot] for slot in slots]
             tokens = choose(logits, sampling, sampling and [dialogue.draw() for dialogue in touched])
@@ -597,7 +598,7 @@ def shares(problems, rows, of):
 def figures(problems, rows, asks):
     """What an evaluation comes to, a list of lines. rows: the dialogues of `problems`; asks: whether students asked themselves."""
     lines = [f"{n} step{'s' * (n > 1)}: {share(*part)}" for n, part in shares(problems, rows, lambda p: len(p["steps"])).items()]
-    sources = shares(problems, rows, lambda p: str(p.get("source", "no source")))
+    sources = shares(problems, rows, lambda p: printable(str(p.get("source", "no source"))))
     lines += [f"{source}: {share(*part)}" for source, part in sources.items() if len(sources) > 1]
     if asks:
         asked, teachers = ([[" ".join(step["question"].split()) for step in one["steps"]] for one in side] for side in (rows, problems))
@@ -618,8 +619,9 @@ def work(students, seconds, n):
     lines = [f"{seconds:.1f} s, {n / seconds:.1f} problems/s, {written / seconds:,.0f} tokens/s written"]
     for role, student in students.items():
         slots, cache = len(student.length), student.cache.k.nbytes + student.cache.v.nbytes
-        lines.append(f"{role}: {student.forwards:,} forwards of {student.written / max(1, student.forwards):.1f} of {slots} slots, "
-                     f"{100 - 100 * student.read_tokens / max(1, student.all_tokens):.0f} % padding; "
+        forwards = max(1, student.forwards)
+        lines.append(f"{role}: {student.forwards:,} forwards, {student.taken / forwards:.1f} of {slots} slots taken, "
+                     f"{student.written / forwards:.1f} in a forward, {100 - 100 * student.read_tokens / max(1, student.all_tokens):.0f} % padding; "
                      f"cache {cache / slots / 2 ** 20:.1f} MiB a slot")
     return lines
 
