@@ -634,7 +634,7 @@ def evaluate(problems, procedure, students, calculator, out=None, sampling=None,
     """
     rows, ballots = dict(done), defaultdict(list)
     todo = [index for index in range(len(problems)) if index not in rows]
-    start = time.perf_counter()
+    right, start = sum(row["right"] for row in rows.values()), time.perf_counter()
     with tqdm(total=len(problems), initial=len(rows), unit=" problems", disable=None, dynamic_ncols=True) as bar:
         for k, record in solve([problems[index] for index in todo], procedure, students, calculator, None, sampling, samples):
             ballots[k].append(record)
@@ -646,7 +646,8 @@ def evaluate(problems, procedure, students, calculator, out=None, sampling=None,
                            "teacher": problem["answer"]}
             if out:
                 append(out, rows[index])
-            bar.set_postfix_str(f"accuracy {100 * sum(row['right'] for row in rows.values()) / len(rows):.1f} %", refresh=False)
+            right += record["right"]
+            bar.set_postfix_str(f"accuracy {100 * right / len(rows):.1f} %", refresh=False)
             bar.update()
     took = work(students, time.perf_counter() - start, len(todo)) if todo else []
     rows = [rows[index] for index in range(len(problems))]
@@ -683,7 +684,7 @@ def open_results(path, run):
     found = out.read()
     whole = found[:found.rfind(b"\n") + 1]
     if not found.startswith(RUN) and not RUN.startswith(found):
-        raise UserError(f"--out {path}: this file holds something else; name another, or remove it", 2)
+        raise UserError(f"--out {path}: this file holds something else; name another file, or remove it", 2)
     if whole:
         other = json.loads(whole.split(b"\n")[0])["run"]
         if differ := [key.replace("_", " ") for key in run if other.get(key) != run[key]]:
@@ -829,8 +830,8 @@ def show(problem, procedure, students, calculator, sampling=None, samples=1):
 
 
 def printable(text):
-    """A text without what would steer a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    """A text without what would steer a terminal or is no character."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def prompt(procedure, students, calculator, sampling, samples, guide):
