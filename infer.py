@@ -6,11 +6,9 @@ the engine, which runs many of them at once; the students' folders; evaluation; 
 import hashlib
 import json
 import math
-import queue
 import random
 import re
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
 from fractions import Fraction
@@ -880,35 +878,23 @@ def with_history():
 def answer_json(procedure, students, calculator, sampling, samples, guide):
     """Solve the problems that come on stdin, a JSON object a line with "problem" and what else the procedure needs; write
     each dialogue as a line of JSON as it ends, with the number of its "line". A line that is no problem is answered "error"."""
-    lines = queue.SimpleQueue()
+    for lines in arriving():
+        problems = [problem for number, text in lines if (problem := json_problem(number, text, procedure, students, guide))]
+        ballots = defaultdict(list)
+        for index, record in solve(problems, procedure, students, calculator, None, sampling, samples):
+            ballots[index].append(record)
+            if len(ballots[index]) == samples:
+                print(json.dumps(problems[index] | (vote(ballots[index]) if samples > 1 else record)), flush=True)
 
-    def receive():
-        for number, text in enumerate(sys.stdin.buffer, 1):
-            if text.strip():
-                lines.put((number, text))
-        lines.put(None)
 
-    def arrived():
-        """The problems that have come, without waiting for more but for the first; `taken` keeps them."""
-        item = lines.get()
-        while item:
-            if row := json_problem(*item, procedure, students, guide):
-                taken.append(row)
-                yield row
-            try:
-                item = lines.get_nowait()
-            except queue.Empty:
-                return
-        taken.append(None)  # no more will come
-
-    threading.Thread(target=receive, daemon=True).start()
-    taken = []
-    while not taken or taken[-1]:
-        taken, ballots = [], defaultdict(list)
-        for k, record in solve(arrived(), procedure, students, calculator, None, sampling, samples):
-            ballots[k].append(record)
-            if len(ballots[k]) == samples:
-                print(json.dumps(taken[k] | (vote(ballots.pop(k)) if samples > 1 else record)), flush=True)
+def arriving():
+    """The lines of stdin that are not empty, as lists of (number, bytes): each time all that have come, waiting for one."""
+    rest, number, data = b"", 0, b"-"
+    while data:
+        data = sys.stdin.buffer.read1(1 << 20)
+        *lines, rest = (rest + (data or b"\n")).split(b"\n")
+        yield [(number + k, text) for k, text in enumerate(lines, 1) if text.strip()]
+        number += len(lines)
 
 
 def json_problem(number, text, procedure, students, guide):
