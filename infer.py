@@ -1,7 +1,7 @@
 """Solve problems with trained students: python infer.py (a prompt), --problem "..." (one), --eval FILE (all, in batches).
 
 Read it in this order: the calculator; the procedures, each of which solves ONE problem and reads like the paper's figure;
-the engine, which runs many of them at once; the students' folders; evaluation; the prompt.
+the engine, which runs many of them at once; the students' folders; evaluation, its results file and its report; the prompt.
 """
 import hashlib
 import json

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import infer
+import train
 from data import MARK, ROLES, Tokenizer, UserError, encode_problems, line, make_batch, run, segments, write_problems
 from infer import PROCEDURES, Sampling, Student, Unfinished, bleu, calculate, calculator_result, evaluate, main, mcnemar, \
     open_student, same_answer, solve, vote, wilson
@@ -696,6 +697,16 @@ def test_a_guided_student_wants_its_guide(monkeypatch, capsys):
                                                            "expect by --guide TEXT\n")
     main(["--problem", "Ann has 3.", "--guide", "2"])
     assert capsys.readouterr().out == TRANSCRIPT
+
+
+def test_guidance_goes_from_training_into_the_students_folder(tmp_path, capsys):
+    write_problems(tmp_path / "train.jsonl", PROBLEMS)
+    argv = ["--train", tmp_path / "train.jsonl", "--valid", tmp_path / "train.jsonl", "--steps", 1, "--n-layer", 1, "--n-embd", 16,
+            "--recite", 0, "--device", "cpu", "--out", tmp_path / "student", "--guidance", "equations"]
+    train.main([str(arg) for arg in ("--role", "decomposer", *argv)])
+    assert open_student(tmp_path / "student", "decomposer", slots=1).guidance == "equations"
+    with pytest.raises(UserError, match="--role cot asks none"):
+        train.main([str(arg) for arg in ("--role", "cot", *argv)])
 
 
 @pytest.mark.parametrize("where", ["typing", "solving"])
