@@ -631,7 +631,8 @@ def evaluate(problems, procedure, students, calculator, out=None, sampling=None,
     most agree with. report_to: the file of an HTML report.
     """
     rows, ballots = dict(done), defaultdict(list)
-    todo = [index for index in range(len(problems)) if index not in rows]
+    # the longest first: rows beside each other are about equally long then, and no long one is left alone at the end
+    todo = sorted((index for index in range(len(problems)) if index not in rows), key=lambda index: -len(problems[index]["problem"]))
     right, start = sum(row["right"] for row in rows.values()), time.perf_counter()
     with tqdm(total=len(problems), initial=len(rows), unit=" problems", disable=None, dynamic_ncols=True) as bar:
         for k, record in solve([problems[index] for index in todo], procedure, students, calculator, None, sampling, samples):

@@ -103,7 +103,7 @@ def evaluation(args):
     ours, theirs = models(args, tokenizer.vocab_size)
     encode, end = tokenizer.encode, tokenizer.end
     fits = [p for p in problems if len(encode(line(p["problem"]) + "".join(line(t) for s in p["steps"] for t in s.values()))) < args.block_size - 20]
-    problems, left_out = fits, len(problems) - len(fits)
+    problems, left_out = sorted(fits, key=lambda p: -len(p["problem"])), len(problems) - len(fits)  # as infer.evaluate does
     # what each student writes, line by line
     asked = [[encode(line(step["question"])) for step in p["steps"]] + [[end]] for p in problems]
     solved = [[encode(line(step["solution"])) for step in p["steps"]] + [encode(" " + p["answer"]) + [end]] for p in problems]
