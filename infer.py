@@ -601,9 +601,10 @@ def figures(problems, rows, asks):
     if asks:
         asked, teachers = ([[" ".join(step["question"].split()) for step in one["steps"]] for one in side] for side in (rows, problems))
         n, pairs = len(rows), list(zip(asked, teachers))
-        lines.append(f"questions exactly the teacher's: {share(sum(a == b for a, b in pairs), n)}, in any order: "
-                     f"{share(sum(sorted(a) == sorted(b) for a, b in pairs), n)}, as many: "
-                     f"{share(sum(len(a) == len(b) for a, b in pairs), n)}, BLEU {bleu(map(' '.join, asked), map(' '.join, teachers)):.1f}")
+        lines += [f"questions exactly the teacher's: {share(sum(a == b for a, b in pairs), n)}, in any order: "
+                  f"{share(sum(sorted(a) == sorted(b) for a, b in pairs), n)}",
+                  f"as many questions as the teacher's: {share(sum(len(a) == len(b) for a, b in pairs), n)}; "
+                  f"BLEU {bleu(map(' '.join, asked), map(' '.join, teachers)):.1f}"]
     for why, count in Counter(row["unfinished"] for row in rows if row["unfinished"]).most_common():
         lines.append(f"unfinished: {count} ({why})")
     right = sum(row["right"] for row in rows)
