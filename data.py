@@ -420,14 +420,28 @@ def line(text):
     return f" {' '.join(text.split())}\n"
 
 
-def segments(problem, role):
+GUIDANCE = "steps", "equations"
+
+
+def guide(problem, guidance):
+    """The paper's guidance, told to a student that asks sub-questions before it asks any: how many steps ("3") or which
+    equations ("48/2=24, 24+17=41") to expect. That of the problem's own steps, unless it brings one as "guide"."""
+    if "guide" in problem:
+        return str(problem["guide"])
+    if guidance == "steps":
+        return str(len(problem["steps"]))
+    return ", ".join(equation for step in problem["steps"] for equation in re.findall("<<(.*?)>>", step["solution"]))
+
+
+def segments(problem, role, guidance=None):
     """Lay a problem out for a role: a list of (text, learned) in order; text None is the token <|endoftext|>.
 
-    An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop.
+    An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop. With
+    `guidance`, one of GUIDANCE, its line stands behind the problem.
     """
     step, close, learned = ROLES[role]
     text = {"P": line(problem["problem"]), "#": MARK, "a": " " + problem["answer"].strip(), ".": None}
-    laid_out = [(text["P"], False)]
+    laid_out = [(text["P"], False)] + ([(line(guide(problem, guidance)), False)] if guidance else [])
     for one in problem["steps"]:
         text |= {"q": line(one["question"]), "s": line(one["solution"])}
         laid_out += [(text[kind], kind in learned) for kind in step]
@@ -458,9 +472,9 @@ def recitations(problems, count, seed):
     return exercises
 
 
-def encode_problems(problems, role, tokenizer):
+def encode_problems(problems, role, tokenizer, guidance=None):
     """Sequences for a role, as of `encode`."""
-    return encode([segments(problem, role) for problem in problems], tokenizer)
+    return encode([segments(problem, role, guidance) for problem in problems], tokenizer)
 
 
 def encode(laid_out, tokenizer):

@@ -133,7 +133,11 @@ class GPT(nn.Module):
                 x = block(x, cache)
         if at is not None:
             x = x.view(B * T, -1)[at]  # (N, n_embd)
-        return F.linear(self.ln_f(x), self.wte.weight)
+        return self.head(self.ln_f(x))
+
+    def head(self, x):
+        """Logits from the normalised residual stream: the head is the token embedding again."""
+        return F.linear(x, self.wte.weight)
 
     @torch.no_grad()
     def initialise(self, seed=0):
@@ -237,7 +241,7 @@ class GPT(nn.Module):
 class KVCache:
     """Keys and values of every layer for a batch of rows, each row at a position of its own.
 
-    Before a forward of ids (B, T), `place` says where its tokens stand: those of `rows[i]` at positions start[i],
+    Before a forward of ids (B, T), `place` says where its tokens stand: those of the i-th row at positions start[i],
     start[i] + 1, ... A row with fewer than T tokens is padded on the right; what its padding leaves behind lies beyond the
     row's end, where nothing looks before the row's next tokens overwrite it.
     """
@@ -252,18 +256,18 @@ class KVCache:
     def place(self, start, T, upto, rows=None):
         """Say where the next forward's tokens stand.
 
-        start (B,) int64, the position of each row's first token; T tokens a row; no key at or beyond position `upto` is
-        looked at (int, at least the largest start + number of real tokens); rows (B,) int64, the rows of the cache that
-        take part, all of them if None.
+        start (B,) int64, the position of each row's first token; T tokens a row; upto (int), the end of the longest row:
+        the largest start + number of real tokens; rows, those of the cache that take part: a slice, of which the model
+        sees a view, or (B,) int64, whose keys and values are copied for it; all of them if None.
         """
         places = start[:, None] + torch.arange(T, device=start.device)  # (B, T)
         self.rows = slice(None) if rows is None else rows
-        self.write_rows = torch.arange(self.k.shape[1], device=start.device) if rows is None else rows
+        self.write_rows = torch.arange(self.k.shape[1], device=start.device)[self.rows]  # (B,)
         self.write_at = places.clamp(max=self.block_size)
         self.positions = places.clamp(max=self.block_size - 1)
         self.upto = upto
-        # a query sees every key up to its own position: (B, 1, T, upto)
-        self.mask = (torch.arange(upto, device=start.device) <= places[:, :, None])[:, None]
+        # a query sees every key up to its own position: (B, 1, T, upto); a single one sees all that there is
+        self.mask = (torch.arange(upto, device=start.device) <= places[:, :, None])[:, None] if places.numel() > 1 else None
 
     def update(self, layer, k, v):
         """Store one layer's new k, v (B, n_head, T, head_dim); return all keys and values (B, n_head, upto, head_dim)."""
@@ -271,6 +275,11 @@ class KVCache:
         self.k[layer][where] = k.transpose(1, 2).to(self.k.dtype)  # the indexed dimensions come first: (B, T, n_head, head_dim)
         self.v[layer][where] = v.transpose(1, 2).to(self.v.dtype)
         return self.k[layer, self.rows, :, :self.upto], self.v[layer, self.rows, :, :self.upto]
+
+    def fork(self, source, target, n):
+        """Copy the first n positions of the row `source` to the row `target`."""
+        for cache in self.k, self.v:
+            cache[:, target, :, :n] = cache[:, source, :, :n]
 
 
 # ---- the files of a folder ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import ROLES, Parser, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
+from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
     recitations, run, segments, written_aside
 from model import GPT, PUBLISHED, GPTConfig, published
 
@@ -33,6 +33,8 @@ def parse_args(argv=None):
     p.add_argument("--init", type=Path, metavar="DIR", help="start from this student, this GPT-2 folder, or published weights, "
                    f"downloaded once: {', '.join(PUBLISHED)}")
     p.add_argument("--cache", type=Path, metavar="DIR", help="folder of published weights (HF_HOME/hub, as transformers has it)")
+    p.add_argument("--guidance", choices=GUIDANCE, help="tell a student that asks sub-questions how many steps, or which equations, "
+                   "the problem's solutions have, in a line behind the problem")
     p.add_argument("--tokenizer", choices=["learned", "gpt2"], help="vocabulary of a student from scratch (learned)")
     p.add_argument("--vocab-size", type=int, help="of a learned vocabulary, tokens (1024)")
     p.add_argument("--block-size", type=int, help="longest sequence, tokens (512; with --init what that has, or less)")
@@ -241,6 +243,8 @@ def settle(args):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{flag.replace('_', '-')} must be more than 0", 2)
+    if args.guidance and args.role not in ("decomposer", "stepwise", "unified"):
+        raise UserError(f"--guidance is for students that ask sub-questions, --role {args.role} asks none", 2)
     if args.init:
         if not args.init.is_dir() and str(args.init) not in PUBLISHED:
             raise UserError(f"--init {args.init}: no such folder, nor one of {', '.join(PUBLISHED)}", 2)
@@ -306,9 +310,9 @@ def those_fitting(sequences, block_size):
     return [sequence for sequence in sequences if len(sequence[0]) <= block_size + 1]
 
 
-def encode_fitting(problems, path, role, tokenizer, block_size):
+def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
     """Encode problems for a role; those longer than the block are left out, and counted on stderr."""
-    sequences = encode_problems(problems, role, tokenizer)
+    sequences = encode_problems(problems, role, tokenizer, guidance)
     fitting = those_fitting(sequences, block_size)
     if len(fitting) < len(sequences):
         tqdm.write(f"{path}: {len(sequences) - len(fitting):,} of {len(sequences):,} problems are longer than the block of "
@@ -347,8 +351,8 @@ def main(argv=None):
     model, tokenizer = open_student(args, problems)
     model.to(args.device)
     block_size = model.config.block_size
-    sequences = encode_fitting(problems, args.train, args.role, tokenizer, block_size)
-    valid = encode_fitting(valid, args.valid, args.role, tokenizer, block_size)
+    sequences = encode_fitting(problems, args.train, args.role, tokenizer, block_size, args.guidance)
+    valid = encode_fitting(valid, args.valid, args.role, tokenizer, block_size, args.guidance)
     exercises = encode(recitations(problems, 10000, args.seed), tokenizer) if args.recite else []
     exercises = those_fitting(exercises, block_size)
     if not exercises:
@@ -363,7 +367,7 @@ def main(argv=None):
         with written_aside(folder) as aside:
             model.save(aside)
             tokenizer.save(aside)
-            about = {"role": args.role, "init": str(args.init) if args.init else None, **figures}
+            about = {"role": args.role, "guidance": args.guidance, "init": str(args.init) if args.init else None, **figures}
             (aside / "student.json").write_text(json.dumps(about) + "\n")
 
     save(args.out / "last", {"steps": 0})  # a disk that is full shows now, not after the training

@@ -1,4 +1,5 @@
 """infer.py against independent truths: Python's fractions, a brute-force loop without cache, scripted students."""
+import html.parser
 import io
 import json
 import math
@@ -6,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 import infer
+import train
 from data import MARK, ROLES, Tokenizer, UserError, encode_problems, line, make_batch, run, segments, write_problems
-from infer import PROCEDURES, Student, Unfinished, calculate, calculator_result, evaluate, main, open_student, same_answer, \
-    solve, wilson
+from infer import PROCEDURES, Sampling, Student, Unfinished, bleu, calculate, calculator_result, evaluate, main, mcnemar, \
+    open_student, same_answer, solve, vote, wilson
 from model import EMBEDDING, GPT, GPTConfig
 
 BYTES = Tokenizer.learn([], 257)  # every byte is a token
@@ -133,13 +136,30 @@ def trained():
     return students
 
 
-def plain_loop(problem, procedure, students, calculator):
+def drawn(logits, sampling, height):
+    """The token at a height of the probabilities that may be drawn, stacked, the most likely first; in plain Python."""
+    weights = [math.exp(x / sampling.temperature) for x in (logits - logits.max()).tolist()]
+    ranked = sorted(((w / sum(weights), -token) for token, w in enumerate(weights)), reverse=True)[:sampling.top_k or None]
+    whole, below, allowed = sum(p for p, _ in ranked), 0.0, []
+    for p, token in ranked:
+        if below < sampling.top_p:
+            allowed.append((p / whole, -token))
+        below += p / whole
+    height *= sum(p for p, _ in allowed)
+    for p, token in allowed:
+        height -= p
+        if height < 0:
+            break
+    return token
+
+
+def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0):
     """What the engine must do: one problem, one sequence of ids for each student, all of it read again for every token.
 
     Returns the record and the tokens that the students wrote, a list of (role, id).
     """
     record, sequences, written, reply = {"steps": [], "answer": None, "unfinished": None}, {}, [], None
-    generator = procedure(problem, record)
+    generator, draw = procedure(problem, record), random.Random(f"{sampling and sampling.seed} {sample} {problem['problem']}").random
     while True:
         try:
             role, _, feed = generator.send(reply)
@@ -149,18 +169,21 @@ def plain_loop(problem, procedure, students, calculator):
             return record | {"unfinished": str(e)}, written
         model, tokenizer = students[role].model, students[role].tokenizer
         block_size, text, tokens, stop = model.config.block_size, b"", 0, None
-        ids = sequences.setdefault(role, tokenizer.encode(line(problem["problem"])))
+        prompt = tokenizer.encode(line(problem["problem"]))
+        ids = sequences.setdefault(role, list(prompt))
         for segment in feed:
             ids += tokenizer.encode(segment)
         while not stop:
             if tokens == infer.MAX_LINE:
                 stop = f"wrote more than {infer.MAX_LINE} tokens on a line"
+            elif len(prompt) > block_size:
+                stop = f"cannot read the problem: {len(prompt)} tokens, its block has {block_size}"
             elif len(ids) > block_size:
-                stop = f"filled its block of {block_size} tokens" if role in dict(written) else \
-                    f"cannot read the problem: {len(ids)} tokens, its block has {block_size}"
+                stop = f"filled its block of {block_size} tokens"
             else:
                 with torch.no_grad():
-                    token = int(model(torch.tensor([ids]))[0, -1].argmax())
+                    logits = model(torch.tensor([ids]))[0, -1]
+                token = drawn(logits, sampling, draw()) if sampling else int(logits.argmax())
                 written.append((role, token))
                 tokens += 1
                 if token == tokenizer.end:
@@ -211,6 +234,51 @@ def test_engine_writes_the_tokens_of_a_plain_loop_at_any_number_of_slots(name, t
             assert any(re.search(r"=\d+>>", json.dumps(record)) for record, _ in plain)
 
 
+@pytest.mark.parametrize("name", ["socratic", "stepwise"])
+def test_samples_are_those_of_a_plain_loop_whatever_the_slots_and_the_order(name, trained, monkeypatch):
+    monkeypatch.setattr(infer, "MAX_LINE", 25)
+    procedure, roles = PROCEDURES[name]
+    sampling, problems = Sampling(temperature=1.2, top_k=40, top_p=0.95, seed=7), PROBLEMS[:8]
+    students = {role: Student(*trained[role], slots=1) for role in roles}
+    plain = {(problem["problem"], k): plain_loop(problem, procedure, students, True, sampling, k)[0] for problem in problems for k in range(3)}
+    assert len({json.dumps(record) for record in plain.values()}) > 20
+    for slots in (1, 3, 64):
+        problems = random.Random(slots).sample(problems, len(problems))
+        students = {role: Student(*trained[role], slots) for role in roles}
+        found = list(solve(problems, procedure, students, True, sampling=sampling, samples=3))
+        assert len(found) == len(plain)
+        for index, record in found:
+            assert record == plain[problems[index]["problem"], record["sample"]] | {"sample": record["sample"]}
+
+
+@pytest.mark.parametrize("sampling, allowed", [(Sampling(), 6), (Sampling(0.5), 6), (Sampling(1.0, 3), 3), (Sampling(1.0, 0, 0.8), 4),
+                                               (Sampling(2.0, 4, 0.5), 2), (Sampling(1.0, 1), 1), (Sampling(1e-3), 1)])
+def test_tokens_are_drawn_as_often_as_softmax_says(sampling, allowed):
+    """Pearson's chi-squared against the probabilities in float64."""
+    logits, n = torch.tensor([0.3, 2.0, 1.5, -1.0, 1.2, 0.8], dtype=torch.float64), 20000
+    p = (logits / sampling.temperature).softmax(0)
+    p[p.argsort(descending=True)[allowed:]] = 0
+    expected = n * p / p.sum()
+    draw = random.Random(3)
+    tokens = infer.choose(logits.expand(n, 6).clone(), sampling, [draw.random() for _ in range(n)])
+    counts = tokens.bincount(minlength=6)
+    assert (counts[expected < 1e-9] == 0).all()
+    some = expected >= 1e-9
+    chi = ((counts - expected)[some] ** 2 / expected[some]).sum()
+    assert chi < {1: 1e-9, 2: 10.8, 3: 13.8, 4: 16.3, 6: 20.6}[allowed]  # exceeded once in a thousand draws
+    assert set(infer.choose(logits.expand(2, 6).clone(), sampling, [0.0, 1 - 2 ** -53]).tolist()) <= set(some.nonzero()[:, 0].tolist())
+
+
+def test_packed_matrices_give_the_same_logits():
+    model = GPT(GPTConfig(600, 32, 2, 8, 512)).initialise(5)
+    ids = torch.randint(600, (3, 32), generator=torch.Generator().manual_seed(0))
+    expected = GPT(model.config)
+    expected.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        found, expected = infer.packed(model)(ids), expected.double()(ids)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 class Script:
     """A model that continues its row's text, byte by byte, by the first of its scripts that begins like it."""
 
@@ -218,24 +286,33 @@ class Script:
         self.scripts = [BYTES.encode(script) + [BYTES.end] for script in scripts]
         self.config = GPTConfig(BYTES.vocab_size, block_size, 1, 1, 2)
         self.wte = SimpleNamespace(weight=torch.zeros(1))
-        self.rows, self.forwards = {}, []
+        self.rows, self.forwards, self.forks = {}, [], []
 
     def eval(self):
         return self
 
     def __call__(self, ids, at, cache):
-        """Logits (B, vocab_size); `forwards` keeps for each call which row read what: {row: (first position, text)}."""
-        B, T = ids.shape
-        logits, read = torch.zeros(B, BYTES.vocab_size), {}
-        for i, row in enumerate(cache.write_rows.tolist()):
-            start, n = int(cache.write_at[i, 0]), int(at[i]) - i * T + 1
+        """Logits (N, vocab_size); `forwards` keeps for each call which row read what: {row: (first position, text)}."""
+        T = ids.shape[1]
+        logits, read, rows = torch.zeros(len(at), BYTES.vocab_size), {}, cache.write_rows.tolist()
+        for k, place in enumerate(at.tolist()):
+            i, n = place // T, place % T + 1
+            row, start = rows[i], int(cache.write_at[i, 0])
             sequence = self.rows[row] = self.rows.get(row, [])[:start] + ids[i, :n].tolist()
             assert len(sequence) == start + n, "a row skips a position"
             read[row] = start, BYTES.decode(ids[i, :n].tolist())
             following = [script for script in self.scripts if script[:len(sequence)] == sequence]
-            logits[i, following[0][len(sequence)] if following else ord("?")] = 1
+            logits[k, following[0][len(sequence)] if following else ord("?")] = 1
         self.forwards.append(read)
         return logits
+
+
+def student(model, slots=1):
+    """The Student of a Script: when the engine copies a part of a row of the cache, the script's row is copied too."""
+    it = Student(model, BYTES, slots)
+    it.cache.fork = lambda source, target, n: (model.forks.append((source, target, n)),
+                                               model.rows.update({target: model.rows[source][:n]}))
+    return it
 
 
 ASK = " Ann has 3.\n How many with 4?\n How many with 5?\n"
@@ -247,7 +324,7 @@ ANN = {"problem": "Ann has 3.", "answer": "12", "steps": [
 
 def scripted(slots=1):
     """A decomposer and a solver who cannot reckon but can read on from a right result."""
-    return {"solver": Student(Script(WRONG, RIGHT), BYTES, slots), "decomposer": Student(Script(ASK), BYTES, slots)}
+    return {"solver": student(Script(WRONG, RIGHT), slots), "decomposer": student(Script(ASK), slots)}
 
 
 def test_calculator_corrects_a_student_and_without_it_the_student_reckons():
@@ -277,8 +354,7 @@ def test_forced_tokens_are_read_in_one_block_and_nothing_is_read_twice():
 def test_free_slots_take_the_next_problem_and_all_decode_together():
     problems = [{"problem": "x" * n, "answer": "1", "steps": []} for n in (3, 30, 5, 4, 8)]
     model = Script(*(f" {problem['problem']}\n#### {'7' * (1 + 5 * (k == 0))}" for k, problem in enumerate(problems)))
-    student = Student(model, BYTES, slots=2)
-    ended = list(solve(problems, infer.answer, {"answer": student}))
+    ended = list(solve(problems, infer.answer, {"answer": student(model, slots=2)}))
     assert [index for index, _ in ended] == [1, 2, 0, 3, 4]  # 0 writes eight tokens, every other three
     assert all(set(record["answer"]) == {"7"} for _, record in ended)
     assert set(model.rows) == {0, 1}
@@ -290,12 +366,45 @@ def test_a_full_block_and_a_problem_that_is_too_long_end_the_dialogue_and_no_oth
     found = dict(solve([long, ANN, long, ANN], infer.socratic, students))
     assert [found[i]["answer"] for i in range(4)] == [None, "12", None, "12"]
     assert found[0]["unfinished"] == f"the decomposer cannot read the problem: {60 * 11 + 1} tokens, its block has 400"
-    small = Student(Script(RIGHT, block_size=len(RIGHT) - 10), BYTES, 1)
+    small = student(Script(RIGHT, block_size=len(RIGHT) - 10), 1)
     (_, record), = solve([ANN], infer.given, {"solver": small})
     assert record["answer"] is None and record["unfinished"] == f"the solver filled its block of {len(RIGHT) - 10} tokens"
-    exact = Student(Script(RIGHT, block_size=len(RIGHT)), BYTES, 1)  # the last position's next token is still the student's to write
+    exact = student(Script(RIGHT, block_size=len(RIGHT)), 1)  # the last position's next token is still the student's to write
     (_, record), = solve([ANN], infer.given, {"solver": exact})
     assert record["answer"] == "12"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_samples_read_their_problem_once(slots):
+    """Of three samples one reads the problem, the others copy it and read its last token again, where their own text begins."""
+    students = {"solver": student(Script(RIGHT), slots), "decomposer": student(Script(ASK), slots)}
+    assert {record["answer"] for _, record in solve([ANN], infer.socratic, students, sampling=Sampling(1e-6), samples=3)} == {"12"}
+    for one in students.values():
+        starts = [read[1] for forward in one.model.forwards for read in forward.values() if read[1].startswith((" Ann", "\n How many with 4"))]
+        assert sorted(text[:4] for text in starts if text.startswith(" Ann")) == [" Ann"]
+    assert len(students["decomposer"].model.forks) == min(slots, 3) - 1  # in a slot of its own a problem stays where it is
+
+
+def test_rows_that_decode_are_not_held_up_by_prompts():
+    """With long problems to come a row still writes in nearly every second forward."""
+    problems = [{"problem": "x" * 300, "answer": "1", "steps": []} for _ in range(6)]
+    model = Script(f" {'x' * 300}\n#### {'7' * 60}")
+    ended = list(solve(problems, infer.answer, {"answer": student(model, 3)}))
+    assert len(ended) == 6
+    assert len(model.forwards) <= 2 * (1 + 62 + 3)
+
+
+def test_guidance_stands_between_the_problem_and_the_questions():
+    for guidance, told in (("steps", " 2\n"), ("equations", " 3+4=7, 7+5=12\n")):
+        laid_out = segments(ANN, "decomposer", guidance)
+        assert laid_out[1] == (told, False) and [laid_out[0], *laid_out[2:]] == segments(ANN, "decomposer")
+        guided = student(Script(ASK.replace("3.\n", "3.\n" + told)))
+        guided.guidance = guidance
+        (_, record), = solve([ANN], infer.socratic, {"solver": student(Script(RIGHT)), "decomposer": guided})
+        assert record["answer"] == "12"
+        guided.model.scripts = []
+        list(solve([ANN | {"guide": "9"}], infer.socratic, {"solver": student(Script(RIGHT)), "decomposer": guided}))
+        assert guided.prompt[0] == BYTES.encode(" Ann has 3.\n 9\n")
 
 
 # ---- the procedures ----------------------------------------------------------------------------------------------------
@@ -365,7 +474,7 @@ def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
 
 
 def test_a_line_without_end_is_cut():
-    endless = Student(Script(" Ann has 3.\n#### " + "5" * 399), BYTES, 1)
+    endless = student(Script(" Ann has 3.\n#### " + "5" * 399), 1)
     (_, record), = solve([ANN], infer.answer, {"answer": endless})
     assert record["unfinished"] == f"the answer student wrote more than {infer.MAX_LINE} tokens on a line"
 
@@ -374,7 +483,7 @@ def test_a_line_without_end_is_cut():
 
 @pytest.mark.parametrize("a, b, same", [
     ("70,000", "70000.0", True), ("$70000", "70,000", True), ("18", "18.", True), ("-5", "-5.0", True), ("5", "-5", False),
-    ("$-5", "-$5", True), (".5", "0.50", True), ("50%", "50", True), ("Yes", "yes", True), ("yes", "no", False),
+    ("$-5", "-$5", True), ("Yes.", "true", True), ("False", "no", True), ("yes", "1", False), (".5", "0.50", True), ("50%", "50", True), ("Yes", "yes", True), ("yes", "no", False),
     (" 12 ", "12", True), ("1 2", "12", False), ("", "0", False), ("five", "5", False), ("1/2", "0.5", False), ("9" * 5000, "9", False),
     ("12" + "0" * 30, "12" + "0" * 29 + "1", False)])
 def test_answers_are_compared_as_numbers_or_as_words(a, b, same):
@@ -395,19 +504,119 @@ def test_wilson_interval_is_where_the_score_test_turns():
             assert end == pytest.approx(inside, abs=1e-9)
 
 
+def test_mcnemar_is_the_binomial_test():
+    stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle here: pip install scipy")
+    for a, b in ((0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (40, 71), (0, 12)):
+        assert mcnemar(a, b) == pytest.approx(stats.binomtest(a, a + b).pvalue if a + b else 1.0, rel=1e-9)
+
+
+def test_bleu_is_that_of_sacrebleu():
+    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is the oracle here: pip install sacrebleu")
+    draw = random.Random(4)
+    words = "How many apples, does Ann's have? $3.50 1,000 5-6 (all) &quot;x&amp; a.b 7. . - x/y \u00e9t\u00e9 don't <b>".split()
+    for n in (1, 1, 1, 3, 10, 40):
+        for _ in range(20):
+            references = [" ".join(draw.choices(words, k=draw.randrange(1, 15))) for _ in range(n)]
+            hypotheses = [" ".join(word for word in text.split() if draw.random() < 0.9) + draw.choice(["", " x", "."]) for text in references]
+            assert bleu(hypotheses, references) == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-9)
+
+
+def test_samples_vote_by_answers_as_numbers():
+    def record(k, answer):
+        return {"sample": k, "answer": answer, "unfinished": None if answer else "why"}
+    records = [record(k, answer) for k, answer in enumerate(("7", None, "8", "8.0", "$8", None))]
+    for order in (records, records[::-1]):
+        assert vote(order) == record(2, "8") | {"votes": ["7", None, "8", "8.0", "$8", None]}
+    assert vote([record(1, "6"), record(0, "5")])["answer"] == "5"
+    assert vote([record(0, None), record(1, None)])["unfinished"] == "why"
+
+
 def test_evaluation_counts_and_keeps_every_dialogue(tmp_path, capsys):
-    unknown = {"problem": "Bob?", "answer": "1", "steps": ANN["steps"][:1], "id": "bob"}
+    unknown = {"problem": "Bob?", "answer": "1", "steps": ANN["steps"][:1], "id": "bob", "source": "b"}
     with open(tmp_path / "out.jsonl", "wb", buffering=0) as out:
         evaluate([ANN, unknown, ANN | {"answer": "15"}], infer.socratic, scripted(2), True, out)
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
     assert {id: row["right"] for id, row in rows.items()} == {1: True, "bob": False, 3: False}
-    assert rows[1] == {"id": 1, "problem": "Ann has 3.", "steps": ANN["steps"], "answer": "12", "unfinished": None,
+    assert rows[1] == {"row": 1, "id": 1, "problem": "Ann has 3.", "steps": ANN["steps"], "answer": "12", "unfinished": None,
                        "right": True, "teacher": "12"}
     assert rows["bob"]["unfinished"].startswith("the decomposer wrote more than")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["1 step: 0.0 % (0/1)", "2 steps: 50.0 % (1/2)"]
-    assert lines[2] == "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)"
+    assert lines[3:7] == ["1 step: 0.0 % (0/1)", "2 steps: 50.0 % (1/2)", "b: 0.0 % (0/1)", "no source: 50.0 % (1/2)"]
+    assert lines[7] == "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)"
+    assert lines[8].startswith("as many questions as the teacher's: 66.7 % (2/3); BLEU ")
     assert lines[-1].startswith("accuracy 33.3 % (1/3), 95 % interval 6.1-79.2")
+    assert re.fullmatch(r"solver: \d+ forwards, [\d.]+ of 2 slots taken, [\d.]+ in a forward, \d+ % padding; cache [\d.]+ MiB a slot", lines[1])
+
+
+HOSTILE = "</summary><script>alert(1)</script><img src=x onerror=alert(1)> & \ud800 {0} %s"
+
+
+def test_report_shows_every_text_as_text_and_marks_the_first_wrong_step(tmp_path, capsys):
+    class Reader(html.parser.HTMLParser):
+        tags, texts, marked = set(), "", None
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.add(tag)
+            self.marked = (self.marked or []) + [len(self.texts)] if ("class", "first") in attrs else self.marked
+
+        def handle_data(self, data):
+            self.texts += data
+
+    hostile = {"problem": HOSTILE, "answer": HOSTILE, "steps": [{"question": HOSTILE, "solution": HOSTILE}], "source": HOSTILE}
+    wrong = ANN | {"answer": "13", "steps": [ANN["steps"][0], {"question": "How many with 5?", "solution": "<<7+6=13>> 13."}]}
+    evaluate([ANN, wrong, hostile], infer.socratic, scripted(2), True, report_to=tmp_path / "page.html")
+    page, reader = (tmp_path / "page.html").read_text(encoding="utf-8"), Reader()
+    reader.feed(page)
+    assert not reader.tags & {"script", "img", "link", "iframe"} and "http" not in page
+    assert reader.texts.count(HOSTILE.replace("\ud800", "\\ud800")) == 4  # problem, question, solution, answer
+    assert reader.texts.count(HOSTILE.replace("\ud800", "\N{REPLACEMENT CHARACTER}")) == 1  # source
+    assert [reader.texts[at:].split(".")[0] for at in reader.marked[:1]] == ["How many with 5? <<7+5=12>> 12"]
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(folder, capsys):
+    """Killed (SIGKILL), with its last line cut off: in the end every problem stands there once, as without."""
+    write_problems(folder / "eval.jsonl", PROBLEMS * 8)
+    argv = ["--procedure", "given", "--eval", folder / "eval.jsonl", "--solver", folder, "--slots", 4, "--device", "cpu"]
+
+    def evaluated(name, *flags):
+        main([str(arg) for arg in (*argv, "--out", folder / name, *flags)])
+        rows = sorted(map(json.loads, (folder / name).read_text().splitlines()[1:]), key=lambda row: row["row"])
+        return capsys.readouterr().out.splitlines()[-1], rows
+
+    out = folder / "killed.jsonl"
+    command = [sys.executable, "infer.py", *map(str, argv), "--out", out]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(infer.__file__).parent)
+    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 20):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    survived = out.read_bytes()
+    assert 20 <= survived.count(b"\n") < 1 + len(PROBLEMS) * 8
+    for cut in b"", b'{"row": 3, "id"', b'{"row": 3, "id": "\xc3':
+        out.write_bytes(survived + cut)
+        told, rows = evaluated("killed.jsonl")
+        assert out.read_bytes().startswith(survived) and (told, rows) == evaluated("whole.jsonl") and len(rows) == len(PROBLEMS) * 8
+    before = out.read_bytes()
+    assert evaluated("killed.jsonl") == (told, rows) and out.read_bytes() == before  # nothing left to do
+    for name, flags, why in ((out.name, ("--no-calculator", "--limit", 9), "holds another run's results (not the same problems, calculator)"),
+                             ("eval.jsonl", (), "this file holds something else")):
+        before = (folder / name).read_bytes()
+        assert fails(capsys, *argv, "--out", folder / name, *flags) == (2, f"error: --out {folder / name}: {why}; name another file, or remove it\n")
+        assert (folder / name).read_bytes() == before
+
+
+def test_two_results_files_are_compared(tmp_path, capsys):
+    def results(name, rights, first=1):
+        rows = [{"row": k, "problem": f"p{k}", "right": right} for k, right in enumerate(rights, first)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in [{"run": {}}, *rows]))
+        return str(tmp_path / name)
+
+    a, b = results("a", [True] * 9 + [False] * 3), results("b", [True] * 2 + [False] * 8 + [True] * 2)
+    main(["--compare", a, b])
+    assert capsys.readouterr().out.splitlines() == [f"{a}: 75.0 % (9/12)", f"{b}: 33.3 % (4/12)",
+        "both right: 2, only the first: 7, only the second: 2, neither: 1", "McNemar's exact test: p = 0.18"]
+    assert fails(capsys, "--compare", a, results("c", [True] * 12, 2)) == (
+        1, f"error: --compare: {a} and {tmp_path}/c are not of the same problems (12 and 12, 11 in both)\n")
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------
@@ -436,7 +645,7 @@ def test_problem_is_solved_before_the_readers_eyes(solver_and_decomposer, capsys
 
 
 def test_the_mark_of_cot_is_no_solution(monkeypatch, capsys):
-    monkeypatch.setattr(infer, "open_student", lambda *_: Student(Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### 7"), BYTES, 1))
+    monkeypatch.setattr(infer, "open_student", lambda *_: student(Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### 7"), 1))
     main(["--procedure", "cot", "--problem", ANN["problem"]])
     assert capsys.readouterr().out == "Solution 1: 3, 4.\nSolution 2: \N{REPLACEMENT CHARACTER}7\nAnswer: 7\n"
 
@@ -447,6 +656,58 @@ def test_prompt_reads_a_problem_a_line_and_leaves_at_the_end(solver_and_decompos
     main([])
     out = capsys.readouterr().out
     assert out.startswith(TRANSCRIPT + "No answer: the decomposer cannot read the problem: 502 tokens") and out.endswith(TRANSCRIPT)
+
+
+def test_own_questions_are_put_to_the_solver_alone(solver_and_decomposer, monkeypatch, capsys):
+    typed = b"/questions\nAnn has 3.\n/questions\nHow many with 4?\nHow many with 5?\n\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    main([])
+    solutions = TRANSCRIPT[TRANSCRIPT.index("Solution 1"):]
+    assert capsys.readouterr().out == "/questions: type a problem first\n" + TRANSCRIPT + solutions
+
+
+def test_json_lines_are_answered_one_for_one(solver_and_decomposer, monkeypatch, capsys):
+    lines = [json.dumps({"problem": "Ann has 3.", "id": "a"}), "", "no", "[]", '{"problem": ""}', '{"id": 1}', json.dumps({"problem": "Ann has 3."})]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    main(["--json"])
+    rows = {row["line"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows[1] == {"line": 1, "id": "a", "problem": "Ann has 3.", "steps": ANN["steps"], "answer": "12", "unfinished": None}
+    assert rows[7]["answer"] == "12" and sorted(rows) == [1, 3, 4, 5, 6, 7]
+    assert all("error" in rows[k] for k in (3, 4, 5, 6)) and rows[6]["error"] == "field 'problem' is missing"
+
+
+def test_json_answers_before_the_next_line_comes(folder):
+    command = [sys.executable, "infer.py", "--json", "--procedure", "given", "--solver", folder]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(infer.__file__).parent)
+    for problem in PROBLEMS[:3]:
+        process.stdin.write(json.dumps(problem) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["problem"] == problem["problem"]
+    process.stdin.close()
+    assert process.stdout.read() == "" and process.wait() == 0
+
+
+def test_a_guided_student_wants_its_guide(monkeypatch, capsys):
+    def guided(slots):
+        students = scripted(slots) | {"decomposer": student(Script(ASK.replace("3.\n", "3.\n 2\n")), slots)}
+        students["decomposer"].guidance = "steps"
+        return students
+
+    monkeypatch.setattr(infer, "open_student", lambda folder, role, slots, device, dtype: guided(slots)[role])
+    assert fails(capsys, "--problem", "Ann has 3.") == (2, "error: the decomposer was trained with --guidance steps: tell it what to "
+                                                           "expect by --guide TEXT\n")
+    main(["--problem", "Ann has 3.", "--guide", "2"])
+    assert capsys.readouterr().out == TRANSCRIPT
+
+
+def test_guidance_goes_from_training_into_the_students_folder(tmp_path, capsys):
+    write_problems(tmp_path / "train.jsonl", PROBLEMS)
+    argv = ["--train", tmp_path / "train.jsonl", "--valid", tmp_path / "train.jsonl", "--steps", 1, "--n-layer", 1, "--n-embd", 16,
+            "--recite", 0, "--device", "cpu", "--out", tmp_path / "student", "--guidance", "equations"]
+    train.main([str(arg) for arg in ("--role", "decomposer", *argv)])
+    assert open_student(tmp_path / "student", "decomposer", slots=1).guidance == "equations"
+    with pytest.raises(UserError, match="--role cot asks none"):
+        train.main([str(arg) for arg in ("--role", "cot", *argv)])
 
 
 @pytest.mark.parametrize("where", ["typing", "solving"])
@@ -474,11 +735,18 @@ def fails(capsys, *argv):
     (["--procedure", "cot", "--solver", "x"], 2, "error: --procedure cot has no use for --solver\n"),
     (["--eval", "none.jsonl"], 1, "error: none.jsonl: No such file or directory\n"),
     (["--eval", "bad.jsonl"], 1, "error: bad.jsonl:2: field 'answer' is missing\n"),
-    (["--eval", "good.jsonl", "--out", "good.jsonl"], 2, "error: --out good.jsonl: this file exists; name another, or remove it\n"),
+    (["--votes", "0"], 2, "error: --slots, --votes and --limit must be at least 1\n"),
+    (["--votes", "3", "--temperature", "0"], 2, "error: --votes, --top-k and --top-p need a --temperature of more than 0\n"),
+    (["--top-p", "0"], 2, "error: --temperature and --top-k must be 0 or more, --top-p more than 0 and at most 1\n"),
+    (["--json", "--eval", "good.jsonl"], 2, "error: --eval does not go with --json\n"),
+    (["--report", "x"], 2, "error: --report goes with --eval FILE\n"),
+    (["--guide", "3", "--eval", "good.jsonl"], 2, "error: --guide does not go with --eval, which tells the steps or equations of the file\n"),
+    (["--compare", "good.jsonl", "good.jsonl"], 1, "error: good.jsonl: no results file of --eval FILE --out FILE\n"),
+    (["--compare", "none", "good.jsonl"], 1, "error: none: No such file or directory\n"),
     (["--out", "x"], 2, "error: --out goes with --eval FILE\n"),
-    (["--limit", "0", "--eval", "good.jsonl"], 2, "error: --slots and --limit must be at least 1\n"),
-    (["--problem", " "], 2, "error: --problem takes a problem's text, and does not go with --eval\n"),
-    (["--procedure", "given"], 2, "error: --procedure given takes the sub-questions from a file: it goes with --eval FILE\n"),
+    (["--limit", "0", "--eval", "good.jsonl"], 2, "error: --slots, --votes and --limit must be at least 1\n"),
+    (["--problem", " "], 2, "error: --problem takes a problem's text\n"),
+    (["--procedure", "given", "--problem", "x"], 2, "error: --procedure given takes sub-questions from --eval FILE, --json or the prompt, not from --problem\n"),
     (["--device", "abacus"], 2, "error: --device abacus: ")])
 def test_bad_usage_is_one_line(argv, status, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
