@@ -79,6 +79,10 @@ def written_aside(folder):
                 os.fsync(f.fileno())
         for path in files:
             os.replace(path, folder / path.name)
+        if os.name == "posix":  # the new names reach the disk too
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -536,4 +540,7 @@ def make_batch(sequences, text_weight=0.0, device="cpu"):
         weights[row, :n] = np.where(learned[1:], 1.0, text_weight)
     at = np.flatnonzero(weights)
     batch = ids, at, targets.reshape(-1)[at], weights.reshape(-1)[at]
-    return tuple(torch.from_numpy(x).to(device, non_blocking=True) for x in batch)
+    tensors = [torch.from_numpy(x) for x in batch]
+    if torch.device(device).type == "cuda":
+        tensors = [x.pin_memory() for x in tensors]  # copied by the GPU itself, while the CPU goes on
+    return tuple(x.to(device, non_blocking=True) for x in tensors)

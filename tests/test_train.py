@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import annotate
 import infer
 import train
 from data import Tokenizer, UserError, encode_problems, make_batch, read_problems, run, segments, write_problems
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, read_safetensors, set_precision
 
 ROOT = Path(train.__file__).parent
 TINY = ["--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--block-size", "256"]
@@ -36,8 +37,8 @@ def here(tmp_path, monkeypatch, problems):
     """An empty folder to work in, but for annotations/."""
     monkeypatch.chdir(tmp_path)
     Path("annotations").mkdir()
-    for split in "train", "valid":
-        write_problems(f"annotations/{split}.jsonl", problems)
+    write_problems("annotations/train.jsonl", problems)
+    write_problems("annotations/valid.jsonl", problems[::-1])  # in the same order they would be the same file, and warned of
     return tmp_path
 
 
@@ -133,6 +134,12 @@ def test_both_students_overfit_eight_problems_and_solve_all(here):
     lines = done(script("infer.py", "--eval", "annotations/train.jsonl", "--out", "dialogues.jsonl", cwd=here))
     assert "questions exactly the teacher's: 100.0 % (8/8), in any order: 100.0 % (8/8)" in lines
     assert lines[-1] == "accuracy 100.0 % (8/8), 95 % interval 67.6-100.0"
+    for role in "solver", "decomposer":
+        model, tokenizer = GPT.open(f"runs/{role}"), Tokenizer.open(f"runs/{role}")
+        taught = read_problems("annotations/train.jsonl")
+        assert train.solved(model, tokenizer, taught, role) == {"solved": 8, "of": 8} and model.training
+        asked_else = [problem | {"steps": problem["steps"][1:], "answer": "no number"} for problem in taught]
+        assert train.solved(model, tokenizer, asked_else, role) == {"solved": 0, "of": 8}
     for dialogue in map(json.loads, Path("dialogues.jsonl").read_text().splitlines()[1:]):  # the first says of which run
         teacher = next(p for p in read_problems("annotations/train.jsonl") if p["problem"] == dialogue["problem"])
         assert dialogue["answer"] == teacher["answer"]
@@ -156,6 +163,9 @@ def test_best_and_last_are_kept_with_a_log(here):
     validations = [row["valid_loss"] for row in rows if "valid_loss" in row]
     assert len(validations) == 10 and validations[-1] < validations[0]
     assert about["valid_loss"] == min(validations) == last["best"] and last["valid_loss"] == validations[-1]
+    drawn = ElementTree.parse(folder / "curve.svg")
+    lines = [len(line.get("points").split()) for line in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert lines == [len([row for row in rows if "loss" in row]), 10]
     tokenizer = Tokenizer.open(folder)
     batch = make_batch(encode_problems(read_problems("annotations/valid.jsonl"), "cot", tokenizer))
     for path, loss in (folder, min(validations)), (folder / "last", validations[-1]):
@@ -184,6 +194,137 @@ def test_bfloat16_learns_too_and_is_kept_in_float32(here):
     assert GPT.open("runs/solver").wte.weight.dtype == torch.float32
 
 
+# ---- one step, however it is taken; a run, however it is broken off ----------------------------------------------------
+
+def weights(folder):
+    """All weights of a student, {name: float64 tensor}."""
+    return {name: tensor.double() for name, tensor in read_safetensors(Path(folder, "model.safetensors")).items()}
+
+
+def test_a_step_is_that_of_a_float64_computation(here, problems):
+    """AdamW's first step after clipping, from the gradient of all sequences one by one: against float64 autograd."""
+    Tokenizer.learn((text for one in problems for text, _ in segments(one, "cot") if text), 1024).save(here)
+    start = GPT(GPTConfig(Tokenizer.open(here).vocab_size, 256, 2, 2, 32)).initialise(0)
+    start.save(here)
+    train.main(["--role", "cot", "--init", str(here), "--steps", "1", "--warmup", "1", "--lr", "0.01", "--weight-decay", "0.2",
+                "--text-weight", "0.3", "--batch-tokens", "100000", "--accumulate", "3"])
+    model, total, weight = GPT.open(here).double(), 0.0, 0.0
+    for ids, learned in encode_problems(problems, "cot", Tokenizer.open(here)):
+        w = torch.tensor(np.where(learned[1:], 1.0, 0.3))
+        nats = -torch.log_softmax(model(torch.tensor(ids[None, :-1].astype(np.int64)))[0], -1)
+        total, weight = total + (nats[range(len(w)), ids[1:].astype(np.int64)] * w).sum(), weight + w.sum()
+    (total / weight).backward()
+    norm = math.sqrt(sum(float((p.grad ** 2).sum()) for p in model.parameters()))
+    kept = weights("runs/cot/last")
+    for name, p in model.named_parameters():
+        g = p.grad * min(1.0, 1 / norm)
+        expected = p.detach() * (1 - 0.01 * 0.2 * (p.dim() == 2)) - 0.01 * g / (g.abs() + 1e-8)
+        clear = g.abs() > 1e-5  # below, the sign of a gradient is that of its rounding
+        assert torch.allclose(kept["transformer." + name][clear], expected[clear], rtol=1e-5, atol=2e-5), name
+
+
+def ranks(n, *argv, cwd):
+    """Start train.py in n processes."""
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
+                             ROOT / "train.py", *map(str, argv)], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_parts_and_ranks_change_nothing_but_rounding(here):
+    """20 steps over batches of unequal parts, more parts than sequences among them."""
+    flags = ["--role", "solver", "--steps", 20, "--warmup", 5, "--batch-tokens", 600, *TINY]
+    two = ranks(2, *flags, "--out", "two", cwd=here)
+    for parts in 1, 2, 8:
+        train.main([*map(str, flags), "--accumulate", str(parts), "--out", str(parts)])
+    done(two)
+    start = GPT(GPTConfig(Tokenizer.open("1").vocab_size, 256, 2, 2, 32)).initialise(0)
+    start.save(".")
+    before, whole = weights("."), weights("1/last")
+    norm = lambda a, b: math.sqrt(sum(float(((a[name] - b[name]) ** 2).sum()) for name in a))
+    for other in "2", "8", "two":
+        assert norm(weights(Path(other, "last")), whole) < 1e-3 * norm(before, whole), other
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
+def test_a_run_broken_off_comes_to_the_same_bytes(here):
+    """By SIGTERM, which keeps at once, and by SIGKILL; with dropout, across epochs."""
+    flags = ["--role", "cot", "--steps", 150, "--dropout", "0.1", "--batch-tokens", 512, "--save-minutes", 0.01, *TINY]
+    done(script("train.py", *flags, "--out", "whole", cwd=here))
+    for number in signal.SIGTERM, signal.SIGKILL:
+        process = script("train.py", *flags, "--out", "broken", "--resume", cwd=here)
+        about, before = Path("broken/last/student.json"), time.time()
+        while process.poll() is None and not (about.exists() and about.stat().st_mtime > before
+                                              and json.loads(about.read_text())["steps"]):
+            time.sleep(0.01)  # until it has kept something
+        process.send_signal(number)
+        done(process, status=143 if number == signal.SIGTERM else -9)
+        assert 0 < json.loads(about.read_text())["steps"] < 150
+    done(script("train.py", *flags, "--out", "broken", "--resume", cwd=here))
+    for name in "model.safetensors", "last/model.safetensors":
+        assert Path("broken", name).read_bytes() == Path("whole", name).read_bytes()
+    whole, broken = (torch.load(Path(out, "last/trainer.pt"), weights_only=True) for out in ("whole", "broken"))
+    for a, b in zip(whole["optimizers"], broken["optimizers"]):
+        assert all(torch.equal(a["state"][p][key], b["state"][p][key]) for p in a["state"] for key in a["state"][p])
+    steps = [json.loads(row)["steps"] for row in Path("broken/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 150
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no resource limits")
+def test_a_full_disk_leaves_what_was_kept(here):
+    import resource
+    flags = ["--role", "cot", "--steps", 5, *TINY]
+    train.main([*map(str, flags)])
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file() and path.suffix not in (".jsonl", ".svg")}
+    limit = Path("runs/cot/last/trainer.pt").stat().st_size // 2
+    process = script("train.py", *flags[:3], 10, *TINY, "--resume", cwd=here,
+                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    err = process.communicate(timeout=240)[1]
+    assert process.returncode == 1 and re.search(r"\nerror: .*File too large\n$", err), err
+    kept = {path: path.read_bytes() for path in before if path.parent.name == "last"}
+    assert kept and all(before[path] == content for path, content in kept.items())
+    assert not list(Path("runs").rglob(".writing"))
+
+
+def test_resume_refuses_another_run_and_names_what_moves_its_bytes(here, capsys):
+    flags = ["--role", "cot", "--steps", "3", *TINY]
+    train.main(flags)
+    capsys.readouterr()
+    write_problems("other.jsonl", read_problems("annotations/train.jsonl")[1:])
+    for more, message in (["--role", "solver", "--out", "runs/cot"], "--role is solver, the run had cot"), \
+            (["--train", "other.jsonl"], "--train is other data"), (["--lr", "1"], "--lr is 1.0, the run had 0.003"), \
+            (["--n-embd", "64"], "--n-embd is 64, the run had 32"):
+        code, said = fails(capsys, *flags, *more, "--resume")
+        assert (code, said) == (2, f"error: runs/cot/last/trainer.pt: cannot go on: {message}\n")
+    train.main([*flags, "--steps", "6", "--accumulate", "2", "--resume"])
+    said = capsys.readouterr().err
+    assert "steps is 6, the run had 3: the bytes will be others" in said and "accumulate is 2, the run had 1" in said
+    assert "from step 3" in said and json.loads(Path("runs/cot/last/student.json").read_text())["steps"] == 6
+    Path("runs/cot/last/trainer.pt").write_bytes(b"no pickle")
+    code, said = fails(capsys, *flags, "--resume")
+    assert code == 1 and said.startswith("error: runs/cot/last/trainer.pt: broken, cannot go on with it") and said.count("\n") == 1
+
+
+def test_epochs_and_patience_end_a_run(here, capsys):
+    train.main(["--role", "cot", "--epochs", "3", "--recite", "0", "--batch-tokens", "1024", *TINY])
+    about = json.loads(Path("runs/cot/last/student.json").read_text())
+    assert about["epochs"] == 3 and about["used"] == 0 and about["plans"] == 3
+    train.main(["--role", "cot", "--steps", "50", "--lr", "1e-30", "--weight-decay", "0", "--patience", "2", "--out", "p", *TINY])
+    assert json.loads(Path("p/last/student.json").read_text())["steps"] < 25
+
+
+def test_solving_takes_one_per_cent_of_the_training():
+    affordable = lambda **figures: train.affordable(dict(tried=0, solving=0.0) | figures)
+    assert affordable(seconds=5) == 0 and affordable(seconds=20) == 4
+    assert affordable(seconds=100, tried=4, solving=0.2) == 16  # 1 s, less 0.2, at 0.05 s each
+    assert affordable(seconds=100, tried=4, solving=0.9) == 0 and affordable(seconds=9e9, tried=4, solving=1) == 100
+
+
+def test_precision_chosen_for_speed_is_still_float32s():
+    set_precision(torch.device("cpu"))
+    a, b = (torch.randn(300, 200, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    assert torch.allclose((a @ b.T).double(), a.double() @ b.T.double(), rtol=1e-4, atol=1e-4)
+
+
 # ---- what a user can do wrong ------------------------------------------------------------------------------------------
 
 def fails(capsys, *argv):
@@ -205,6 +346,9 @@ def fails(capsys, *argv):
     (["--minutes", "0"], 2, "error: --minutes must be more than 0\n"),
     (["--lr", "nan"], 2, "error: --lr must be more than 0\n"),
     (["--n-embd", "100"], 2, "error: --n-embd 100 is no multiple of --n-head 3\n"),
+    (["--accumulate", "0"], 2, "error: --accumulate must be more than 0\n"),
+    (["--epochs", "2", "--steps", "5"], 2, "error: --steps and --epochs, and likewise --force and --resume, exclude each other\n"),
+    (["--out", "student", "--resume"], 2, "error: student: holds a student already; --force replaces it, --out DIR leaves it\n"),
     (["--recite", "1"], 2, "error: --recite must be a share, 0 or more and less than 1\n"),
     (["--device", "abacus"], 2, "error: --device abacus: ")])
 def test_bad_usage_is_one_line_and_nothing_is_lost(argv, status, message, here, capsys):
@@ -249,5 +393,29 @@ def test_the_next_command_names_what_is_not_where_it_is_looked_for(here, capsys)
 
 
 def test_a_rate_that_is_too_high_ends_in_one_line(here, capsys):
-    code, said = fails(capsys, "--role", "solver", "--steps", 200, "--lr", "1e6", *TINY)
-    assert code == 1 and re.search(r"error: the loss is not a number at step \d+: try a lower --lr\n$", said)
+    code, said = fails(capsys, "--role", "solver", "--steps", 200, "--lr", "1e6", "--recite", 0, "--save-minutes", 1e-9, *TINY)
+    found = re.search(r"error: the loss is not a number at step (\d+), annotations/train.jsonl, problems [\d, ]+: try a lower --lr; "
+                      r"runs/solver/last holds step (\d+)\n$", said)
+    assert code == 1 and int(found[2]) == int(found[1]) - 1
+    assert all(tensor.isfinite().all() for tensor in weights("runs/solver/last").values())
+
+
+def test_out_of_memory_says_which_flag_to_lower(here, capsys, monkeypatch):
+    monkeypatch.setattr(train, "weighted_loss", lambda *_: torch.empty(2 ** 60))
+    code, said = fails(capsys, "--role", "cot", "--steps", 2, *TINY)
+    assert code == 1 and said.splitlines()[-1].startswith("error: out of memory: lower --batch-tokens (1024), or")
+
+
+def test_validating_on_the_training_problems_is_warned_of(here, capsys):
+    train.main(["--role", "cot", "--steps", "1", "--valid", "annotations/train.jsonl", *TINY])
+    assert "annotations/train.jsonl: the same problems as in annotations/train.jsonl" in capsys.readouterr().err
+
+
+def test_ranks_that_do_not_meet_are_one_line(here, capsys, monkeypatch):
+    with __import__("socket").socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for key, value in dict(RANK=0, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=taken.getsockname()[1]).items():
+            monkeypatch.setenv(key, str(value))
+        code, said = fails(capsys, "--role", "cot", "--steps", 1)
+    assert code == 1 and "error: the ranks do not meet at 127.0.0.1:" in said.splitlines()[-1]
