@@ -454,7 +454,7 @@ def segments(problem, role, guidance=None):
 
 
 def recitations(problems, count, seed):
-    """Exercises in copying, and in finding a number by its name: what a student from scratch starts on.
+    """Exercises in copying, and in finding a number by its name, that a student from scratch meets among the problems.
 
     Each is made of the problems' own solutions and laid out as `segments` does: the closing statements of 4 to 8 of them,
     as far as their first number ("Carl has 131."), then, learned, the same once more as it was and twice in other orders. A

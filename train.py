@@ -64,8 +64,8 @@ def parse_args(argv=None):
     p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3 from scratch, else 0)")
-    p.add_argument("--recite", type=float, metavar="SHARE", help="of the training, in which a student first learns to copy "
-                   "and to find numbers by their names (0.08 from scratch, else 0)")
+    p.add_argument("--recite", type=float, metavar="SHARE", help="so many exercises in copying, and in finding numbers by their "
+                   "names, to a problem (0.08 from scratch, else 0)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
     p.add_argument("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
@@ -208,18 +208,18 @@ def validate(model, batches, autocast, world=1):
     return loss / weight
 
 
-def train(model, sequences, rows, exercises, valid_batches, solve, save, args, state=None):
+def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
     """Train `model` in place until --minutes, --epochs or --steps are over, --patience is, or a signal asks to stop.
 
-    sequences, exercises: lists of (ids, learned) of data.encode; the exercises are for the first share of --recite. rows:
-    each sequence's problem in --train, counted from 1. valid_batches: this rank's, of data.make_batch. solve(n) solves n
+    sequences: list of (ids, learned) of data.encode. rows: each one's problem in --train, counted from 1; 0 for an
+    exercise. valid_batches: this rank's, of data.make_batch. solve(n) solves n
     problems of --valid, and returns {"solved": how many, "of": n}. save(folder, figures, state) keeps the student; state, a
     dict, is what a later call needs to go on to the same bytes. Returns the run's figures: a dict of steps, epochs, tokens
     (padding included), padding and learned tokens seen, seconds, valid_loss at the end, best valid_loss, stopped (the
     signal's number, or 0) and its place in the data.
     """
     figures = dict(steps=0, epochs=0, tokens=0, padding=0, learned=0, seconds=0.0, valid_loss=math.inf, best=math.inf, stale=0,
-                   next_validation=0.1, tried=0, solving=0.0, stopped=0, reciting=False, plans=0, used=0)
+                   next_validation=0.1, tried=0, solving=0.0, stopped=0, used=0)
     autocast = contextlib.nullcontext if args.dtype == "float32" else partial(
         torch.autocast, args.device.type, dtype=getattr(torch, args.dtype))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "float16")
@@ -253,10 +253,10 @@ def train(model, sequences, rows, exercises, valid_batches, solve, save, args, s
             seconds = figures["seconds"] - reported
             if unread and (to_validate or to_save or figures["steps"] % 50 == 0 or seconds > 10):
                 losses = torch.stack([loss for loss, *_ in unread]).tolist()  # the device is waited for here alone
-                for loss, (_, step, part, reciting) in zip(losses, unread):
+                for loss, (_, step, part) in zip(losses, unread):
                     if not math.isfinite(loss):
-                        where = "an exercise" if reciting else f"{args.train}, problems {', '.join(str(rows[i]) for i in part)}"
-                        raise UserError(f"the loss is not a number at step {step}, {where}: try a lower --lr"
+                        where = ", ".join(str(rows[i]) for i in part if rows[i]) or "none, but exercises"
+                        raise UserError(f"the loss is not a number at step {step}, {args.train}, problems {where}: try a lower --lr"
                                         + (f"; {args.out / 'last'} holds step {kept}" if kept else ""))
                 loss = agree([sum(losses)], args.world, "SUM")[0] / since["weight"]
                 log.write(json.dumps({key: figures[key] for key in ("steps", "seconds", "tokens", "padding")} |
@@ -291,34 +291,29 @@ def train(model, sequences, rows, exercises, valid_batches, solve, save, args, s
             if over:
                 return figures
 
-            if figures["reciting"] != (done < args.recite):
-                figures |= dict(reciting=not figures["reciting"], plans=figures["plans"] + 1, used=0)
-                plan = None
-            source, text_weight = (exercises, 0.0) if figures["reciting"] else (sequences, args.text_weight)
-            if plan is None:  # drawn from its number alone, so that --resume finds it again
-                rng = np.random.default_rng((args.seed, figures["plans"]))
-                plan = plan_batches([len(ids) for ids, _ in source], args.batch_tokens, rng)
-                figures["epochs"] += not figures["used"] and not figures["reciting"]
+            if plan is None:  # drawn from the epoch's number alone, so that --resume finds it again
+                figures["epochs"] += not figures["used"]
+                rng = np.random.default_rng((args.seed, figures["epochs"]))
+                plan = plan_batches([len(ids) for ids, _ in sequences], args.batch_tokens, rng)
             chosen = plan[figures["used"]]
             figures["used"] += 1
             if figures["used"] == len(plan):
-                figures |= dict(plans=figures["plans"] + 1, used=0)
-                plan = None
+                figures["used"], plan = 0, None
 
             figures["steps"] += 1
             tokens, learned = (sum(int(x) for x in numbers) for numbers in zip(
-                *((len(ids) - 1, learned[1:].sum()) for ids, learned in (source[i] for i in chosen))))
-            weight = learned + text_weight * (tokens - learned)  # of the whole step: so its parts weigh what they hold
+                *((len(ids) - 1, learned[1:].sum()) for ids, learned in (sequences[i] for i in chosen))))
+            weight = learned + args.text_weight * (tokens - learned)  # of the whole step: so its parts weigh what they hold
             parts = np.array_split(chosen, args.accumulate * args.world)
             if model.config.dropout:
                 torch.manual_seed((args.seed * 10 ** 9 + figures["steps"]) * args.world + args.rank)
             for part in parts[args.rank::args.world]:
                 if len(part):  # there may be fewer sequences than parts
-                    batch = make_batch([source[i] for i in part], text_weight, args.device)
+                    batch = make_batch([sequences[i] for i in part], args.text_weight, args.device)
                     torch.backends.cuda.enable_flash_sdp(batch[0].shape[1] > args.short)
                     loss, _ = weighted_loss(forward, batch, autocast)
                     scaler.scale(loss / weight).backward()
-                    unread.append((loss.detach(), figures["steps"], part, figures["reciting"]))
+                    unread.append((loss.detach(), figures["steps"], part))
                     since["flops"] += step_flops(model.config, batch)
             add_gradients(model, args.world)
             for optimizer in optimizers:
@@ -332,7 +327,7 @@ def train(model, sequences, rows, exercises, valid_batches, solve, save, args, s
                 optimizer.zero_grad()
             scaler.update()
 
-            padded = sum(len(part) * (max(len(source[i][0]) for i in part) - 1) for part in parts if len(part))
+            padded = sum(len(part) * (max(len(sequences[i][0]) for i in part) - 1) for part in parts if len(part))
             for key, n in ("tokens", padded), ("padding", padded - tokens), ("learned", learned):
                 figures[key] += n
             since += Counter(weight=weight, learned=learned)
@@ -643,19 +638,17 @@ def main(argv=None):
     block_size = model.config.block_size
     sequences, rows = encode_fitting(problems, args.train, args.role, tokenizer, block_size, args.guidance)
     valid_sequences, valid_rows = encode_fitting(valid, args.valid, args.role, tokenizer, block_size, args.guidance)
-    exercises = encode(recitations(problems, 10000, args.seed), tokenizer) if args.recite else []
-    exercises = those_fitting(exercises, block_size)
-    if not exercises:
-        args.recite = 0.0  # no solution closes with a number, or the block is too short
+    exercises = those_fitting(encode(recitations(problems, round(args.recite * len(problems)), args.seed), tokenizer), block_size)
+    sequences, rows = sequences + exercises, rows + [0] * len(exercises)
     if args.epochs:
         batches = plan_batches([len(ids) for ids, _ in sequences], args.batch_tokens, np.random.default_rng((args.seed, 1)))
-        args.steps = max(1, round(args.epochs * len(batches) / (1 - args.recite)))
+        args.steps = max(1, round(args.epochs * len(batches)))
     valid_batches = [make_batch([valid_sequences[i] for i in batch], 0.0, args.device) for batch in plan_batches(
         [len(ids) for ids, _ in valid_sequences], 8192, np.random.default_rng(0))[args.rank::args.world]]
     solve = lambda n: solved(model, tokenizer, [valid[row - 1] for row in valid_rows[:n]], args.role)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.rank == 0:
-        print(f"{args.role}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(sequences):,} problems, "
+        print(f"{args.role}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(rows) - len(exercises):,} problems, "
               f"vocabulary {tokenizer.vocab_size:,}, {args.optimizer}, {args.device.type} {args.dtype}"
               + f", {args.world} ranks" * (args.world > 1) + (f", from step {state['figures']['steps']:,}" if state else ""),
               file=sys.stderr)
@@ -678,7 +671,7 @@ def main(argv=None):
         save(args.out / "last", {"steps": 0})  # a disk that is full shows now, not after the training
         (args.out / "last" / "trainer.pt").unlink(missing_ok=True)  # of the student that is being replaced
     try:
-        figures = train(model, sequences, rows, exercises, valid_batches, solve, save, args, state)
+        figures = train(model, sequences, rows, valid_batches, solve, save, args, state)
     except (RuntimeError, MemoryError) as e:
         if isinstance(e, MemoryError) or "out of memory" in str(e) or "can't allocate memory" in str(e):
             raise UserError(f"out of memory: lower --batch-tokens ({args.batch_tokens}), or go through it in more parts "
