@@ -406,7 +406,7 @@ def affordable(figures):
     return min(n, 100) if n >= 4 else 0
 
 
-def solved(model, tokenizer, problems, role):
+def solved(model, tokenizer, problems, role, guidance=None):
     """Decode `problems`: {"solved": how many come out right, "of": all}; a decomposer's must be all the teacher's questions.
 
     A solver is given the teacher's sub-questions. A stepwise decomposer cannot be decoded alone: {}.
@@ -423,7 +423,7 @@ def solved(model, tokenizer, problems, role):
         return {}
     c, right = model.config, 0
     slots = min(len(problems), max(1, 2 ** 26 // (2 * c.n_layer * c.n_embd * c.block_size)))  # a cache of 256 MiB at most
-    for i, record in infer.solve(problems, procedures[role], {role: infer.Student(model, tokenizer, slots)}):
+    for i, record in infer.solve(problems, procedures[role], {role: infer.Student(model, tokenizer, slots, guidance)}):
         asked, teachers = ([" ".join(step["question"].split()) for step in one["steps"]] if role == "decomposer" else []
                            for one in (record, problems[i]))
         right += asked == teachers if role == "decomposer" else \
@@ -645,7 +645,7 @@ def main(argv=None):
         args.steps = max(1, round(args.epochs * len(batches)))
     valid_batches = [make_batch([valid_sequences[i] for i in batch], 0.0, args.device) for batch in plan_batches(
         [len(ids) for ids, _ in valid_sequences], 8192, np.random.default_rng(0))[args.rank::args.world]]
-    solve = lambda n: solved(model, tokenizer, [valid[row - 1] for row in valid_rows[:n]], args.role)
+    solve = lambda n: solved(model, tokenizer, [valid[row - 1] for row in valid_rows[:n]], args.role, args.guidance)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.rank == 0:
         print(f"{args.role}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(rows) - len(exercises):,} problems, "
