@@ -282,30 +282,6 @@ class KVCache:
             cache[:, target, :, :n] = cache[:, source, :, :n]
 
 
-# ---- float32 products ----------------------------------------------------------------------------------------------------
-
-def set_precision(device):
-    """Choose the fastest float32 products: TF32 on a GPU, on a CPU what rounds as float32 does.
-
-    Returns up to which length (tokens) attention is faster as plain products than by PyTorch's fused kernel; 0 for none.
-
-    PyTorch lets MKL do float32 products, whose AVX-512 kernels are for Intel's CPUs alone; "medium" turns to oneDNN, which is
-    twice as fast on others. It may also round to bfloat16 (where the CPU has AMX): so the outcome is looked at. The fused
-    kernel calls oneDNN in small pieces, which does not pay for short sequences.
-    """
-    if device.type != "cpu":
-        torch.set_float32_matmul_precision("high")
-        return 0
-    torch.set_flush_denormal(True)  # a small model's gradients meet numbers that a CPU multiplies a hundred times slower
-    a = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
-    mkl, exact = a @ a, a.double() @ a.double()
-    torch.set_float32_matmul_precision("medium")
-    if not torch.equal(a @ a, mkl) and torch.allclose((a @ a).double(), exact, rtol=1e-5):
-        return 512
-    torch.set_float32_matmul_precision("highest")
-    return 0
-
-
 # ---- the files of a folder ---------------------------------------------------------------------------------------------
 
 def read_json(path):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
     recitations, run, segments, written_aside
-from model import GPT, PUBLISHED, GPTConfig, published, set_precision
+from model import GPT, PUBLISHED, GPTConfig, published
 
 
 def parse_args(argv=None):
@@ -310,7 +310,6 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             for part in parts[args.rank::args.world]:
                 if len(part):  # there may be fewer sequences than parts
                     batch = make_batch([sequences[i] for i in part], args.text_weight, args.device)
-                    torch.backends.cuda.enable_flash_sdp(batch[0].shape[1] > args.short)
                     loss, _ = weighted_loss(forward, batch, autocast)
                     scaler.scale(loss / weight).backward()
                     unread.append((loss.detach(), figures["steps"], part))
@@ -554,7 +553,7 @@ def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
 
 
 # flags that may change from a run to its --resume: the first change nothing, the second its bytes but not its soundness
-FREE = ("out", "force", "resume", "save_minutes", "cache", "rank", "short")
+FREE = ("out", "force", "resume", "save_minutes", "cache", "rank")
 NAMED = ("minutes", "steps", "epochs", "patience", "accumulate", "world", "device", "compile", "checkpoint_activations",
          "threads", "torch")
 
@@ -618,7 +617,9 @@ def main(argv=None):
     state = open_state(args) if args.resume else None
     if (args.out / "student.json").exists() and not args.force and not state:
         raise UserError(f"{args.out}: holds a student already; --force replaces it, --out DIR leaves it", 2)
-    args.short = set_precision(args.device)
+    if args.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    torch.set_flush_denormal(True)  # a small model's gradients meet numbers that a CPU multiplies a hundred times slower
     about = {"settings": settings(args)}  # before anything below changes a flag
     if problems == valid and args.rank == 0:
         tqdm.write(f"{args.valid}: the same problems as in {args.train}: the validation loss will say nothing", file=sys.stderr)

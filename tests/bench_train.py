@@ -6,7 +6,7 @@ ours: one sequence per problem, batches of like length, head and loss at the lea
   transformers: what one would write for this method with GPT2LMHeadModel: one sequence per sub-question, random padded batches;
   plain: our model on our sequences, but in random padded batches and with the head at every position;
   dense: a GPT of torch.nn's modules on rows of as many tokens without padding, loss on all of them, as nanoGPT's step does.
-All take AdamW, clipping and float32; each side runs with the precision settings that its user would have (ours: set_precision).
+All take AdamW, clipping and float32.
 A round takes every side once through the same problems, in turn; printed are the medians over rounds of the ratio within a
 round, and each side's peak memory above what the process held before its first step, measured in a process of its own.
 """
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import annotate
 import train
 from data import Tokenizer, encode_problems, make_batch, plan_batches, read_problems, segments
-from model import GPT, GPTConfig, set_precision
+from model import GPT, GPTConfig
 
 SIDES = ("ours", "transformers", "plain", "dense")
 
@@ -87,11 +87,7 @@ def sides(names, problems, tokenizer, config, batch_tokens):
         optimizer = train.make_optimizers(model, flags)[0] if ours else torch.optim.AdamW(model.parameters(), lr=1e-4)
 
         def once():
-            short = set_precision(torch.device("cpu")) if ours else 0
-            if not ours:
-                torch.set_float32_matmul_precision("highest")
             for batch in batches:
-                torch.backends.cuda.enable_flash_sdp(max(len(ids) for ids, _ in batch) - 1 > short)
                 loss_of(model, batch).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()

@@ -19,7 +19,7 @@ import annotate
 import infer
 import train
 from data import Tokenizer, UserError, encode_problems, make_batch, read_problems, run, segments, write_problems
-from model import GPT, GPTConfig, read_safetensors, set_precision
+from model import GPT, GPTConfig, read_safetensors
 
 ROOT = Path(train.__file__).parent
 TINY = ["--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--block-size", "256"]
@@ -317,12 +317,6 @@ def test_solving_takes_one_per_cent_of_the_training():
     assert affordable(seconds=5) == 0 and affordable(seconds=20) == 4
     assert affordable(seconds=100, tried=4, solving=0.2) == 16  # 1 s, less 0.2, at 0.05 s each
     assert affordable(seconds=100, tried=4, solving=0.9) == 0 and affordable(seconds=9e9, tried=4, solving=1) == 100
-
-
-def test_precision_chosen_for_speed_is_still_float32s():
-    set_precision(torch.device("cpu"))
-    a, b = (torch.randn(300, 200, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    assert torch.allclose((a @ b.T).double(), a.double() @ b.T.double(), rtol=1e-4, atol=1e-4)
 
 
 # ---- what a user can do wrong ------------------------------------------------------------------------------------------
