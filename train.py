@@ -251,8 +251,8 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             to_save = over or figures["seconds"] - saved >= 60 * args.save_minutes
 
             seconds = figures["seconds"] - reported
-            if unread and (to_validate or to_save or figures["steps"] % 50 == 0 or seconds > 10):
-                losses = torch.stack([loss for loss, *_ in unread]).tolist()  # the device is waited for here alone
+            if since and (to_validate or to_save or figures["steps"] % 50 == 0 or seconds > 10):
+                losses = torch.stack([loss for loss, *_ in unread]).tolist() if unread else []  # the device is waited for here alone
                 for loss, (_, step, part) in zip(losses, unread):
                     if not math.isfinite(loss):
                         where = ", ".join(str(rows[i]) for i in part if rows[i]) or "none, but exercises"
