@@ -266,7 +266,7 @@ def test_a_run_broken_off_comes_to_the_same_bytes(here):
     for a, b in zip(whole["optimizers"], broken["optimizers"]):
         assert all(torch.equal(a["state"][p][key], b["state"][p][key]) for p in a["state"] for key in a["state"][p])
     steps = [json.loads(row)["steps"] for row in Path("broken/log.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps) and steps[-1] == 150
+    assert steps == sorted(steps) and steps[-1] == 600
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no resource limits")
