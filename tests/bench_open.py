@@ -4,7 +4,7 @@
 
 Random weights of GPT-2 small's and large's shape are written once for each kind of file. Each side opens the folder in a
 process of its own, in turn with the other, and reads one token. Times are from the call to the first logits, on the clock
-and of the CPU (one thread), which other work on the machine disturbs less; memory is the process's peak above what it held
+and of the CPU, which other work on the machine disturbs less, with as many threads as each side takes by itself; memory is the process's peak above what it held
 after the imports, as Linux tells it. The least of --runs counts, for each figure.
 """
 import argparse
@@ -30,7 +30,6 @@ def memory(field):
 
 def opened(side, folder):
     """Open `folder` in this process and read one token; prints seconds and bytes as JSON."""
-    torch.set_num_threads(1)
     ids = torch.tensor([[17]])
     GPT(GPTConfig(50, 8, 1, 1, 8)).initialise()(ids)  # what the first forward of a process takes is not the folder's
     if side == "ours":
