@@ -36,8 +36,8 @@ from urllib.parse import urlsplit
 import torch
 from tqdm import tqdm
 
-from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, jsonl, parse_rows, read_problems, \
-    read_rows, run, segments, write_problems, written_aside
+from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, jsonl, learn_tokenizer, parse_rows, \
+    read_problems, read_rows, run, write_problems, written_aside
 from infer import calculate, same_answer
 
 SPLITS = "train", "valid", "test"
@@ -1519,7 +1519,7 @@ def check(args):
 def choose_tokenizer(name, problems):
     """The tokenizer of a student's folder, GPT-2's, or one learned from `problems` as train.py does."""
     if name == "learned":
-        return Tokenizer.learn((text for row in problems[:20000] for text, _ in segments(row, "solver") if text), 1024)
+        return learn_tokenizer(problems)
     return Tokenizer.gpt2() if name == "gpt2" else Tokenizer.open(name)
 
 

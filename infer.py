@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import MARK, Parser, Tokenizer, UserError, guide, line, read_problems, read_rows, run
+from data import MARK, Parser, Tokenizer, UserError, find_device, guide, jsonl, line, read_problems, read_rows, run
 from model import GPT, KVCache, Linear
 
 
@@ -659,7 +659,7 @@ def evaluate(problems, procedure, students, calculator, out=None, sampling=None,
 
 def append(out, row):
     """Append a dict to a file as a line of JSON. Raises UserError that names the file, for example on a full disk."""
-    data = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    data = jsonl([row])
     try:
         while data:
             data = data[out.write(data):]
@@ -969,11 +969,7 @@ def parse_args(argv=None):
         raise UserError("--temperature and --top-k must be 0 or more, --top-p more than 0 and at most 1", 2)
     if not args.temperature and (args.votes > 1 or args.top_k or args.top_p < 1):
         raise UserError("--votes, --top-k and --top-p need a --temperature of more than 0", 2)
-    try:
-        args.device = torch.device(args.device)
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"--device {args.device}: {str(e).splitlines()[0]}", 2)
+    args.device = find_device(args.device)
     return args
 
 

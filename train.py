@@ -26,8 +26,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, make_batch, plan_batches, read_problems, \
-    recitations, run, segments, written_aside
+from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, find_device, learn_tokenizer, make_batch, \
+    plan_batches, read_problems, recitations, run, written_aside
 from model import GPT, PUBLISHED, GPTConfig, published
 
 
@@ -453,11 +453,7 @@ def product_rate(device, dtype):
 
 def settle(args):
     """Fill in what the flags leave open; raises UserError (status 2) for what cannot be."""
-    try:
-        args.device = torch.device(args.device)
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"--device {args.device}: {str(e).splitlines()[0]}", 2)
+    args.device = find_device(args.device)
     if args.steps and args.epochs or args.force and args.resume:
         raise UserError("--steps and --epochs, and likewise --force and --resume, exclude each other", 2)
     for flag in ("minutes", "steps", "epochs", "patience", "save_minutes", "accumulate", "batch_tokens", "lr", "block_size",
@@ -524,15 +520,14 @@ def open_student(args, problems):
     if args.tokenizer == "gpt2":
         tokenizer = Tokenizer.gpt2()
     else:
-        texts = (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text)
-        tokenizer = Tokenizer.learn(texts, args.vocab_size or 1024)
+        tokenizer = learn_tokenizer(problems, args.vocab_size or 1024)
     config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd, args.dropout)
     return GPT(config).initialise(args.seed), tokenizer
 
 
-def those_fitting(sequences, block_size):
-    """The sequences that fit into the block: every token but the last is read."""
-    return [sequence for sequence in sequences if len(sequence[0]) <= block_size + 1]
+def fits(sequence, block_size):
+    """Whether a sequence fits into the block: every token but the last is read."""
+    return len(sequence[0]) <= block_size + 1
 
 
 def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
@@ -541,7 +536,8 @@ def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
     Returns the sequences and the number, from 1, of each one's problem.
     """
     sequences = encode_problems(problems, role, tokenizer, guidance)
-    fitting = those_fitting(sequences, block_size)
+    rows = [row for row, sequence in enumerate(sequences, 1) if fits(sequence, block_size)]
+    fitting = [sequences[row - 1] for row in rows]
     if not sum(int(learned.sum()) for _, learned in fitting) and fitting:
         raise UserError(f"{path}: holds no token that a {role} learns")
     if len(fitting) < len(sequences):
@@ -549,7 +545,7 @@ def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
                    f"{block_size} tokens and left out", file=sys.stderr)
     if not fitting:
         raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
-    return fitting, [row for row, sequence in enumerate(sequences, 1) if those_fitting([sequence], block_size)]
+    return fitting, rows
 
 
 # flags that may change from a run to its --resume: the first change nothing, the second its bytes but not its soundness
@@ -639,7 +635,8 @@ def main(argv=None):
     block_size = model.config.block_size
     sequences, rows = encode_fitting(problems, args.train, args.role, tokenizer, block_size, args.guidance)
     valid_sequences, valid_rows = encode_fitting(valid, args.valid, args.role, tokenizer, block_size, args.guidance)
-    exercises = those_fitting(encode(recitations(problems, round(args.recite * len(problems)), args.seed), tokenizer), block_size)
+    exercises = encode(recitations(problems, round(args.recite * len(problems)), args.seed), tokenizer)
+    exercises = [exercise for exercise in exercises if fits(exercise, block_size)]
     sequences, rows = sequences + exercises, rows + [0] * len(exercises)
     if args.epochs:
         batches = plan_batches([len(ids) for ids, _ in sequences], args.batch_tokens, np.random.default_rng((args.seed, 1)))

@@ -78,7 +78,7 @@ def sides(names, problems, tokenizer, config, batch_tokens):
     """{side: a function that takes it once through the problems}; transformers only where it is installed."""
     rng = np.random.default_rng(0)
     sequences = encode_problems(problems, "solver", tokenizer)
-    sequences = [sequence for sequence in sequences if len(sequence[0]) <= config.block_size + 1]
+    sequences = [sequence for sequence in sequences if train.fits(sequence, config.block_size)]
     planned = [[sequences[i] for i in batch] for batch in plan_batches([len(ids) for ids, _ in sequences], batch_tokens, rng)]
     shuffled = random_batches(sequences, len(planned), rng)
 
