@@ -1550,12 +1550,9 @@ def save(files):
     if all(path.exists() and path.read_bytes() == jsonl(rows) for path, rows in files.items()):
         print(f"{folder}: the same problems are there already")
         return
-    try:
-        with written_aside(folder) as aside:
-            for path, rows in files.items():
-                write_problems(aside / path.name, rows)
-    except OSError as e:
-        raise UserError(f"--out {folder}: {e.strerror}")
+    with written_aside(folder) as aside:
+        for path, rows in files.items():
+            write_problems(aside / path.name, rows)
 
 
 def report(out, counts):

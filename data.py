@@ -75,13 +75,14 @@ def find_device(name):
 def written_aside(folder):
     """A temporary folder whose files move into `folder` when the block ends well: each is the old one or the new, whole.
 
-    The files reach the disk (fsync) before the first is renamed. If the block fails, `folder` stays as it was.
+    The files reach the disk (fsync) before the first is renamed. If the block fails, `folder` stays as it was. Raises
+    UserError that names it where nothing can be written, for example on a full disk.
     """
     folder = Path(folder)
     aside = folder / ".writing"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
+        aside.mkdir(parents=True)
         yield aside
         files = sorted(aside.iterdir())
         for path in files:
@@ -93,6 +94,8 @@ def written_aside(folder):
             descriptor = os.open(folder, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
+    except OSError as e:
+        raise UserError(f"{folder}: {e.strerror}")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -468,14 +471,16 @@ def learn_tokenizer(problems, vocab_size=1024):
     return Tokenizer.learn((text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text), vocab_size)
 
 
-def recitations(problems, count, seed):
+def recitations(problems, tokenizer, count, seed):
     """Exercises in copying, and in finding a number by its name, that a student from scratch meets among the problems.
 
     Each is made of the problems' own solutions and laid out as `segments` does: the closing statements of 4 to 8 of them,
     as far as their first number ("Carl has 131."), then, learned, the same once more as it was and twice in other orders. A
     problem asks once in a while for a number that stands far back; here one stands in every eight tokens. Names are drawn evenly,
-    so that rare ones (made-up ones) are the most: they have several tokens, and can only be copied. Returns `count` lists
-    of (text, learned), the same for the same seed; none if fewer than 8 names have a number.
+    so that rare ones (made-up ones) are the most: they have several tokens, and can only be copied. In every other name a word
+    gives way to one to three of the vocabulary's tokens, drawn evenly: else those that BPE made on the way to longer ones,
+    " Ann" before " Anna", would be learned nowhere. Returns `count` lists of (text, learned), the same for the same seed;
+    none if fewer than 8 names have a number.
     """
     numbers = defaultdict(list)  # what a statement is found by, " Carl has": its numbers, [" 131.", ...]
     for problem in problems:
@@ -484,8 +489,16 @@ def recitations(problems, count, seed):
             if (number := re.search(r" ?\d[\d.,]*", closing)) and number.start():
                 numbers[" " + closing[:number.start()]].append(number[0].rstrip(".,") + ".")
     rng, names, exercises = random.Random(seed), list(numbers), []
+    pieces = [piece for i in range(tokenizer.end) if (piece := tokenizer.decode([i]).strip()).isalpha()]
+
+    def reworded(name):
+        words = name.split()
+        words[rng.randrange(len(words))] = "".join(rng.choices(pieces, k=rng.randint(1, 3)))
+        return f" {' '.join(words)}"
+
     while len(exercises) < count and len(names) >= 8:
-        told = {name: rng.choice(numbers[name]) for name in rng.sample(names, rng.randint(4, 8))}
+        told = {name if rng.random() < 0.5 else reworded(name): rng.choice(numbers[name])
+                for name in rng.sample(names, rng.randint(4, 8))}
         rounds = [list(told), list(told), *(rng.sample(list(told), len(told)) for _ in range(2))]
         exercises.append([(text, k > 0) for k, one in enumerate(rounds) for name in one for text in (name, told[name])])
     return exercises

@@ -635,7 +635,7 @@ def main(argv=None):
     block_size = model.config.block_size
     sequences, rows = encode_fitting(problems, args.train, args.role, tokenizer, block_size, args.guidance)
     valid_sequences, valid_rows = encode_fitting(valid, args.valid, args.role, tokenizer, block_size, args.guidance)
-    exercises = encode(recitations(problems, round(args.recite * len(problems)), args.seed), tokenizer)
+    exercises = encode(recitations(problems, tokenizer, round(args.recite * len(problems)), args.seed), tokenizer)
     exercises = [exercise for exercise in exercises if fits(exercise, block_size)]
     sequences, rows = sequences + exercises, rows + [0] * len(exercises)
     if args.epochs:

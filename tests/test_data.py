@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -226,20 +227,26 @@ def test_the_mask_learns_what_the_roles_table_says(role, text, learned, tokenize
 def test_recitations_tell_statements_of_the_solutions_and_learn_them_when_they_come_again(tokenizer):
     solutions = [f"Before it was 7. <<{k}+1={k + 1}>> {name} has {k + 1} pens." for k, name in enumerate("ABCDEFGHIJ")]
     problems = [{"problem": "P", "answer": "1", "steps": [{"question": "q", "solution": s}]} for s in solutions]
-    exercises = recitations(problems, 50, seed=3)
-    assert exercises == recitations(problems, 50, seed=3) != recitations(problems, 50, seed=4) and len(exercises) == 50
-    told = {f" {name} has {k + 1}." for k, name in enumerate("ABCDEFGHIJ")}
+    exercises = recitations(problems, tokenizer, 50, seed=3)
+    assert exercises == recitations(problems, tokenizer, 50, seed=3) != recitations(problems, tokenizer, 50, seed=4)
+    assert len(exercises) == 50
+    told, reworded = {f" {name} has {k + 1}." for k, name in enumerate("ABCDEFGHIJ")}, []
     for exercise in exercises:
         text, n = "".join(t for t, _ in exercise), len(exercise) // 8  # a name and a number each, four times
         statements = [text_of_name + number for (text_of_name, _), (number, _) in zip(exercise[::2], exercise[1::2])]
         rounds = [statements[k * n:(k + 1) * n] for k in range(4)]
-        assert 4 <= n <= 8 and set(rounds[0]) <= told and len(set(rounds[0])) == n
+        assert 4 <= n <= 8 and len(set(rounds[0])) == n
+        reworded += (others := set(rounds[0]) - told)
+        assert all(re.fullmatch(r" ([A-J] [a-zA-Z]+|[a-zA-Z]+ has) \d+\.", other) for other in others)  # one word of it
         assert all(sorted(one) == sorted(rounds[0]) for one in rounds) and text == "".join(statements)
         assert [learned for _, learned in exercise] == [False] * 2 * n + [True] * 6 * n and rounds[0] == rounds[1]
     ids, learned = encode(exercises[:1], tokenizer)[0]
     assert tokenizer.decode(ids.tolist()) == "".join(t for t, _ in exercises[0])
-    assert recitations(problems[:7], 50, seed=3) == []  # too few
-    assert recitations([{"steps": [{"question": "q", "solution": "So it is."}] * 9}], 50, seed=3) == []  # no number
+    assert 0.3 < len(reworded) / sum(len(exercise) / 8 for exercise in exercises) < 0.7
+    seen = set(tokenizer.encode("".join(text for text, _ in sum(recitations(problems, tokenizer, 1000, seed=3), []))))
+    assert all(i in seen for i in range(256, tokenizer.end) if tokenizer.decode([i]).strip().isalpha())  # none left out
+    assert recitations(problems[:7], tokenizer, 50, seed=3) == []  # too few
+    assert recitations([{"steps": [{"question": "q", "solution": "So it is."}] * 9}], tokenizer, 50, seed=3) == []  # no number
 
 
 def test_one_sequence_a_problem_learns_what_one_sequence_a_sub_question_does(tokenizer):
