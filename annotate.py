@@ -1632,7 +1632,7 @@ def parse_args(argv):
     t.add_argument("--steps", type=span, metavar="LOW-HIGH", help="steps of a problem, 1 to 8 (2-5, at level 3 2-6)")
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
         t.add_argument(f"--{split}", type=whole(1), default=n, metavar="N", help=f"problems in {split}.jsonl (%(default)s)")
-    t.add_argument("--made-up", type=number(0, 1), default=0.2, metavar="FRACTION",
+    t.add_argument("--made-up", type=number(0, 1), default=0.25, metavar="FRACTION",
                    help="training problems with names and objects made up from syllables (%(default)s)")
     t.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
                    help="the same for valid.jsonl and test.jsonl, with words that stand in no train.jsonl (%(default)s)")
