@@ -33,11 +33,10 @@ from random import Random
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import torch
 from tqdm import tqdm
 
-from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, jsonl, learn_tokenizer, parse_rows, \
-    read_problems, read_rows, run, write_problems, written_aside
+from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, find_device, jsonl, learn_tokenizer, \
+    parse_rows, read_problems, read_rows, run, write_problems, written_aside
 from infer import calculate, same_answer
 
 SPLITS = "train", "valid", "test"
@@ -1387,7 +1386,7 @@ def self_teacher(args):
     from infer import Sampling, open_student, socratic, solve
     problems = read_problems(args.file, steps=False)[:args.limit]
     slots = min(args.slots, len(problems))
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(args.device)
     students = {role: open_student(getattr(args, role), role, slots, device) for role in ("decomposer", "solver")}
     usable(args.out.parent)
     found = [[] for _ in problems]  # each one's new rows
@@ -1687,7 +1686,7 @@ def parse_args(argv):
     s.add_argument("--limit", type=whole(1), metavar="N", help="only the first N problems")
     s.add_argument("--out", type=Path, default=Path("annotations/self.jsonl"), metavar="FILE", help="(%(default)s)")
     s.add_argument("--slots", type=whole(1), default=64, metavar="N", help="problems that are solved at once (%(default)s)")
-    s.add_argument("--device", help="(cuda if there is one, else cpu)")
+    s.add_argument("--device", help="(cuda or mps if there is one, else cpu)")
     s.set_defaults(run=self_teacher)
 
     k = commands.add_parser("check", help="check annotation files, each and against each other; status 1 if something is wrong")

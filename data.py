@@ -61,8 +61,10 @@ def fail(message, status):
     return status
 
 
-def find_device(name):
-    """The torch.device of that name. Raises UserError (status 2) if it is not there."""
+def find_device(name=None):
+    """The torch.device of that name; None: a GPU if there is one. Raises UserError (status 2) if it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -946,7 +946,7 @@ def parse_args(argv=None):
     p.add_argument("--votes", type=int, default=1, metavar="K", help="draw K dialogues, take the answer that most have (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
     p.add_argument("--slots", type=int, default=64, help="dialogues of --eval or --json that go on at once (%(default)s)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--device", help="(cuda or mps if there is one, else cpu)")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     args = p.parse_args(argv)
     if min(args.slots, args.votes) < 1 or args.limit is not None and args.limit < 1:

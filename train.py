@@ -69,8 +69,7 @@ def parse_args(argv=None):
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
     p.add_argument("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else
-                   "mps" if torch.backends.mps.is_available() else "cpu")
+    p.add_argument("--device", help="(cuda or mps if there is one, else cpu)")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32 on a CPU, else the GPU's best)")
     return p.parse_args(argv)
 
@@ -156,10 +155,10 @@ def join_ranks(args):
     args.rank, args.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if args.world == 1:
         return
-    if args.device == "cuda":
+    if args.device in (None, "cuda") and torch.cuda.is_available():
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if args.device.startswith("cuda") else "gloo", timeout=timedelta(minutes=10))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if str(args.device).startswith("cuda:") else "gloo", timeout=timedelta(minutes=10))
     except (RuntimeError, ValueError) as e:
         at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(f"the ranks do not meet at {at} (torchrun --master-port chooses another): {str(e).splitlines()[0]}")
