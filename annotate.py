@@ -55,15 +55,25 @@ cakes candles cans cards chairs coins cookies crayons cups dolls eggs envelopes 
 grapes hats jars keys kites lamps lemons magnets maps marbles melons mugs napkins nuts oranges peaches pears pencils pens
 photos pins plates plums postcards puzzles ribbons rings rocks ropes rulers scarves seeds shells spoons stamps stars
 stickers stones tickets tiles tomatoes towels toys tulips whistles""".split()
-_SYLLABLES = [c + v for c in "b d f g k l m n p r s t v z br dr fl gr kl pl st tr".split() for v in "a e i o u".split()]
+ONSETS = "b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sc sh sk sl sm sn sp st th tr wh".split()
+VOWELS = "a a a e e e i i i o o o u u ai ay ea ee ia ie oa oo ou y".split()
+CODAS = "b ck d g k l ll m n n nd ng nn nt p r rd rk rt s ss st t tt th x".split()
 
 
-def make_up_word(rng, training):
-    """A word of two or three syllables. Those for training and those for evaluation are two disjoint sets, told apart by
-    a checksum, so that no made-up word of an evaluation file, of whatever seed, stands in any training file."""
+def make_up_word(rng, training, words):
+    """A word of one to three syllables, some behind the beginning of one of `words`. Those for training and those for
+    evaluation are two disjoint sets, told apart by a checksum, so that no made-up word of an evaluation file, of whatever
+    seed, stands in any training file."""
     while True:
-        word = "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 3, 3))))
-        if (zlib.crc32(word.encode()) % 4 > 0) == training and word.capitalize() not in NAMES and word + "s" not in OBJECTS:
+        word = ""
+        if rng.random() < 0.4:
+            word = rng.choice(words).lower()
+            word = word[:rng.randrange(1, len(word))]
+        for _ in range(rng.choice((0, 1, 1, 2)) if word else rng.choice((1, 2, 2, 3))):
+            word += rng.choice(ONSETS) if rng.random() < 0.9 else ""
+            word += rng.choice(VOWELS) + (rng.choice(CODAS) if rng.random() < 0.4 else "")
+        if 3 <= len(word) <= 10 and (zlib.crc32(word.encode()) % 4 > 0) == training and word.capitalize() not in NAMES \
+                and word not in OBJECTS and word + "s" not in OBJECTS:
             return word
 
 
@@ -592,8 +602,8 @@ def draw_story(rng, level, n_steps, made_up=False, training=True, wordings="all"
     n_names = 3 * n_steps + 3  # more than it can use
     while True:
         if made_up:
-            names = {make_up_word(rng, training).capitalize(): None for _ in range(n_names)}
-            names, objects = list(names), [make_up_word(rng, training) + "s" for _ in range(2)]
+            names = {make_up_word(rng, training, NAMES).capitalize(): None for _ in range(n_names)}
+            names, objects = list(names), [make_up_word(rng, training, OBJECTS) + "s" for _ in range(2)]
         else:
             names, objects = rng.sample(NAMES, n_names), rng.sample(OBJECTS, 2)
         story = Story(rng, level, wordings, names, objects)
