@@ -63,9 +63,9 @@ def parse_args(argv=None):
     p.add_argument("--lr", type=float, help="peak learning rate (0.003; 0.001 from a student, 5e-5 from a GPT-2 folder)")
     p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
-    p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3 from scratch, else 0)")
+    p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3; 0 with published weights)")
     p.add_argument("--recite", type=float, metavar="SHARE", help="so many exercises in copying, and in finding numbers by their "
-                   "names, to a problem (0.08 from scratch, else 0)")
+                   "names, to a problem (0.08; 0 with published weights)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
     p.add_argument("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
@@ -493,7 +493,7 @@ def settle(args):
     if args.text_weight is None:
         args.text_weight = 0.0 if published else 0.3
     if args.recite is None:
-        args.recite = 0.0 if args.init else 0.08
+        args.recite = 0.0 if published else 0.08
     if not 0 <= args.recite < 1:
         raise UserError("--recite must be a share, 0 or more and less than 1", 2)
     return args
