@@ -97,7 +97,7 @@ def written_aside(folder):
             os.fsync(descriptor)
             os.close(descriptor)
     except OSError as e:
-        raise UserError(f"{folder}: {e.strerror}")
+        raise UserError(f"{folder}: {e.strerror or e}")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -474,7 +474,7 @@ def learn_tokenizer(problems, vocab_size=1024):
 
 
 def recitations(problems, tokenizer, count, seed):
-    """Exercises in copying, and in finding a number by its name, that a student from scratch meets among the problems.
+    """Exercises in copying, and in finding a number by its name, that a student without pretraining meets among the problems.
 
     Each is made of the problems' own solutions and laid out as `segments` does: the closing statements of 4 to 8 of them,
     as far as their first number ("Carl has 131."), then, learned, the same once more as it was and twice in other orders. A
@@ -484,6 +484,8 @@ def recitations(problems, tokenizer, count, seed):
     " Ann" before " Anna", would be learned nowhere. Returns `count` lists of (text, learned), the same for the same seed;
     none if fewer than 8 names have a number.
     """
+    if not count:
+        return []
     numbers = defaultdict(list)  # what a statement is found by, " Carl has": its numbers, [" 131.", ...]
     for problem in problems:
         for step in problem["steps"]:
