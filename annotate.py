@@ -96,7 +96,6 @@ class Quantity:
     kind: str = "given"
     op: str = ""
     operands: tuple = ()  # quantities and numbers, in the order of the equation
-    told: tuple = ()      # those operands that are quantities, in the order in which they became known
 
     @property
     def plain(self):
@@ -132,14 +131,13 @@ def write_solution(style, q):
 
     "restate" says first what the step takes from earlier ones, each number behind its owner: "Carl has 10 and Dana has
     20. <<10+20=30>> Yuri has 30 apples." A small student finds a number far more easily behind a name that it has just
-    written than from the question alone; and two of them in the order in which they became known, those that the problem
-    tells before those worked out, than in the order of the equation. "short" says the result alone: "Yuri has
-    <<10+20=30>>30 apples."
+    written than from the question alone; and the equation then takes them as they stand. "short" says the result alone:
+    "Yuri has <<10+20=30>>30 apples."
     """
     note = f"<<{equation(q)}={q.value}>>"
     if style == "short":
         return _capital(q.statement(f"{note}{q.value}")) + "."
-    told = " and ".join(f"{x.owner} {x.verb} {x.value}" for x in q.told)
+    told = " and ".join(f"{x.owner} {x.verb} {x.value}" for x in q.operands if isinstance(x, Quantity))
     return (_capital(told) + ". " if told else "") + f"{note} {_capital(q.statement(q.value))}."
 
 
@@ -566,14 +564,6 @@ class Story:
                 self.steps = self.in_reading_order(at)
                 return
 
-    def order_operands(self):
-        """Bring each step's operands into the order in which they became known, in the equation where that makes none wrong."""
-        known = {fact.makes: (0, i) for i, fact in enumerate(self.facts)} | {q: (1, i) for i, q in enumerate(self.steps)}
-        for q in self.steps:
-            q.told = tuple(sorted((x for x in q.operands if isinstance(x, Quantity)), key=known.get))
-            if q.op == "+" and len(q.told) == 2:
-                q.operands = q.told
-
     def in_reading_order(self, at):
         """The steps as a reader takes them: of those that can be taken, the one that was told first. at: {quantity: place}.
 
@@ -615,7 +605,6 @@ def draw_story(rng, level, n_steps, made_up=False, training=True, wordings="all"
             story.distract()
         if level > 1 and rng.random() < OUT_OF_ORDER:
             story.shuffle()
-        story.order_operands()
         return story
 
 

@@ -131,18 +131,25 @@ def square(matrix):
     return [part.mT if part.shape[0] > part.shape[1] else part for part in parts]
 
 
+RARE = 1e-4  # a gradient, per element: less than that of the embeddings of words in use, more than that of the others
+
+
 def make_optimizers(model, args):
-    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; decay on matrices alone."""
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; decay on matrices alone.
+
+    Beside Muon, where students start from scratch, embeddings do not decay, and their epsilon is so large that AdamW does
+    not make full steps of the tiny gradients with which the softmax pushes tokens down that do not occur. They are all
+    pushed the same way, and within some thousand steps were the same vector, so that nobody could copy a word of them.
+    """
     inside = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     tables = [model.wte.weight, model.wpe.weight]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    decayed = tables if args.optimizer == "muon" else tables + inside
-    adamw = torch.optim.AdamW([{"params": decayed, "weight_decay": args.weight_decay},
-                               {"params": vectors, "weight_decay": 0.0}],
-                              lr=args.lr, betas=(0.9, 0.95), fused=True)
     if args.optimizer == "adamw":
-        return [adamw]
-    return [Muon(inside, lr=args.lr, weight_decay=args.weight_decay), adamw]
+        groups = [{"params": tables + inside, "weight_decay": args.weight_decay}, {"params": vectors}]
+    else:
+        groups = [{"params": tables, "eps": RARE}, {"params": vectors}]
+    adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [adamw] if args.optimizer == "adamw" else [Muon(inside, lr=args.lr, weight_decay=args.weight_decay), adamw]
 
 
 # ---- several processes: torchrun --nproc_per_node=N train.py ... -------------------------------------------------------

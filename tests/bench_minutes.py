@@ -27,10 +27,10 @@ def script(name, *argv, folder):
     return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
-def train(procedure, minutes, seed, folder):
-    """Train the students of a procedure in `folder`, for so many minutes together."""
+def train(procedure, minutes, seed, folder, flags):
+    """Train the students of a procedure in `folder`, for so many minutes together; `flags` are the first one's, from scratch."""
     first, *second = STUDENTS.get(procedure, (procedure,))
-    script("train.py", "--role", first, "--minutes", minutes * (1 - SECOND if second else 1), "--seed", seed, folder=folder)
+    script("train.py", "--role", first, "--minutes", minutes * (1 - SECOND if second else 1), "--seed", seed, *flags, folder=folder)
     for role in second:
         script("train.py", "--role", role, "--init", f"runs/{first}", "--minutes", minutes * SECOND, "--seed", seed, folder=folder)
 
@@ -42,6 +42,7 @@ def main():
     p.add_argument("--procedures", nargs="+", default=["socratic"])
     p.add_argument("--seed", type=int, default=0, help="of the training problems and the students; the test problems have seed 9")
     p.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
+    p.add_argument("flags", nargs="*", help="behind --: flags of train.py for each student from scratch, such as --n-layer 6")
     args = p.parse_args()
     for minutes in args.minutes:
         for procedure in args.procedures:
@@ -49,10 +50,10 @@ def main():
             folder.mkdir(parents=True)
             script("annotate.py", "--level", args.level, "--seed", args.seed, folder=folder)
             script("annotate.py", "--level", args.level, "--seed", 9, "--train", 1, "--valid", 1, "--out", "unseen", folder=folder)
-            train(procedure, minutes, args.seed, folder)
+            train(procedure, minutes, args.seed, folder, args.flags)
             figures = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "level": args.level,
                        "threads": os.environ.get("OMP_NUM_THREADS", os.cpu_count()), "minutes": minutes,
-                       "procedure": procedure, "seed": args.seed}
+                       "procedure": procedure, "seed": args.seed, "flags": args.flags}
             for name, flags in ("calculator", ()), ("no_calculator", ("--no-calculator",)):
                 lines = script("infer.py", "--eval", "unseen/test.jsonl", "--procedure", procedure, *flags, folder=folder)
                 figures[name] = float(re.match(r"accuracy ([\d.]+) %", lines[-1])[1])

@@ -93,14 +93,33 @@ def test_muon_is_momentum_with_its_singular_values_set_to_one(shape):
     assert off[0] < 0.25 and off[1] < 0.1
 
 
-def test_matrices_decay_and_vectors_do_not():
+def test_matrices_decay_and_vectors_do_not_nor_embeddings_beside_muon():
     model = GPT(GPTConfig(300, 16, 1, 2, 16)).initialise(0)
     for name in "muon", "adamw":
         optimizers = train.make_optimizers(model, SimpleNamespace(optimizer=name, lr=1e-3, weight_decay=0.1))
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         assert sorted(map(id, model.parameters())) == sorted(id(p) for group in groups for p in group["params"])
         for group in groups:
-            assert all((p.dim() == 2) == (group["weight_decay"] > 0) for p in group["params"])
+            tables = any(p is table.weight for p in group["params"] for table in (model.wte, model.wpe))
+            decays = group["params"][0].dim() == 2 and not (name == "muon" and tables)
+            assert group["weight_decay"] == 0.1 * decays and len({p.dim() for p in group["params"]}) == 1
+
+
+def test_tokens_that_never_occur_stay_apart():
+    """A student from scratch can copy a word that it never saw only as long as it can tell its tokens from others."""
+    model = GPT(GPTConfig(300, 32, 2, 2, 32)).initialise(0)
+    draw, start = torch.Generator().manual_seed(0), model.wte.weight[100:].detach().clone()
+    optimizers = train.make_optimizers(model, SimpleNamespace(optimizer="muon", lr=3e-3, weight_decay=0.1))
+    for _ in range(300):
+        half = torch.randint(100, (8, 16), generator=draw)
+        ids = torch.cat([half, half], 1)  # each token again, 16 later
+        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    unseen = torch.nn.functional.normalize(model.wte.weight[100:].detach())
+    # AdamW's usual epsilon, with decay, comes to 0.92 and 0.32 here, and to 0.97 between the bytes that the README's student never sees
+    assert (unseen @ unseen.T).mean() < 0.8 and torch.cosine_similarity(unseen, start).mean() > 0.5
 
 
 def test_rate_warms_up_and_falls_to_nothing():
