@@ -144,12 +144,10 @@ def make_optimizers(model, args):
     inside = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     tables = [model.wte.weight, model.wpe.weight]
     vectors = [p for p in model.parameters() if p.dim() == 1]
+    adamw = partial(torch.optim.AdamW, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     if args.optimizer == "adamw":
-        groups = [{"params": tables + inside, "weight_decay": args.weight_decay}, {"params": vectors}]
-    else:
-        groups = [{"params": tables, "eps": RARE}, {"params": vectors}]
-    adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [adamw] if args.optimizer == "adamw" else [Muon(inside, lr=args.lr, weight_decay=args.weight_decay), adamw]
+        return [adamw([{"params": tables + inside, "weight_decay": args.weight_decay}, {"params": vectors}])]
+    return [Muon(inside, lr=args.lr, weight_decay=args.weight_decay), adamw([{"params": tables, "eps": RARE}, {"params": vectors}])]
 
 
 # ---- several processes: torchrun --nproc_per_node=N train.py ... -------------------------------------------------------
