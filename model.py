@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -159,9 +160,11 @@ class GPT(nn.Module):
             else:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
         half, head_dim = self.config.n_embd // 2, self.config.n_embd // self.config.n_head
-        frequency = 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = torch.arange(self.config.block_size)[:, None] * frequency  # (block_size, half)
-        self.wpe.weight[:, :2 * half] = 0.03 * torch.cat([angle.sin(), angle.cos()], dim=1).to(self.wpe.weight)
+        frequency = 10000 ** (-np.arange(half) / half)
+        angle = np.arange(self.config.block_size)[:, None] * frequency  # (block_size, half)
+        # by numpy: torch's sine in float64, on two threads, has another last bit in one process of four
+        sinusoids = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        self.wpe.weight[:, :2 * half] = torch.from_numpy(0.03 * sinusoids).to(self.wpe.weight)
         # A head's key is the position's sin and cos at the highest frequencies, its query the same turned back by `back`
         # tokens: sin(w (p - back)) = sin(wp) cos(w back) - cos(wp) sin(w back). Their product is largest at p - back.
         query_key = self.h[0].attn.c_attn.weight[:, :2 * self.config.n_embd].view(-1, 2, self.config.n_head, head_dim)
