@@ -598,7 +598,7 @@ def next_command(args):
         words = ["train.py", "--role", partner, "--init", args.out]
         words += [word for flag in ("train", "valid") if (path := getattr(args, flag)) != Path("annotations", f"{flag}.jsonl")
                   for word in (f"--{flag}", path)]
-        words += ["--minutes", 1] if role == "solver" else []
+        words += ["--minutes", 1.5] if role == "solver" else []
     else:
         words = ["infer.py"] if role in ("solver", "decomposer") else ["infer.py", "--procedure", role]
         flag = {"solver": "--solver", "decomposer": "--decomposer", "stepwise": "--decomposer"}.get(role, "--student")

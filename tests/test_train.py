@@ -147,7 +147,7 @@ def done(process, status=0):
 def test_both_students_overfit_eight_problems_and_solve_all(here):
     shape = ["--n-layer", 2, "--n-embd", 64, "--n-head", 2, "--lr", "4e-3", "--warmup", 20]
     lines = done(script("train.py", "--role", "solver", "--steps", 250, *shape, cwd=here))
-    assert lines[-1] == "next: python train.py --role decomposer --init runs/solver --minutes 1"
+    assert lines[-1] == "next: python train.py --role decomposer --init runs/solver --minutes 1.5"
     lines = done(script("train.py", "--role", "decomposer", "--init", "runs/solver", "--steps", 150, "--warmup", 20, cwd=here))
     assert lines[-1] == "next: python infer.py"
     lines = done(script("infer.py", "--eval", "annotations/train.jsonl", "--out", "dialogues.jsonl", cwd=here))
@@ -396,7 +396,7 @@ def test_the_next_command_names_what_is_not_where_it_is_looked_for(here, capsys)
     Path("annotations/train.jsonl").rename("my file.jsonl")
     train.main(["--role", "solver", "--train", "my file.jsonl", "--out", "s", *short])
     assert capsys.readouterr().out.endswith(
-        "next: python train.py --role decomposer --init s --train 'my file.jsonl' --minutes 1\n")
+        "next: python train.py --role decomposer --init s --train 'my file.jsonl' --minutes 1.5\n")
     train.main(["--role", "decomposer", "--train", "my file.jsonl", *short])
     assert capsys.readouterr().out.endswith("next: python train.py --role solver --init runs/decomposer --train 'my file.jsonl'\n")
     train.main(["--role", "solver", "--train", "my file.jsonl", "--out", "t", *short])
