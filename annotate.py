@@ -35,12 +35,13 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, find_device, jsonl, learn_tokenizer, \
+from data import MARK, ROLES, Parser, Tokenizer, UserError, check_problem, encode_problems, find_device, fits, jsonl, learn_tokenizer, \
     parse_rows, read_problems, read_rows, run, write_problems, written_aside
-from infer import calculate, same_answer
+from infer import Sampling, calculate, open_student, same_answer, socratic, solve
 
 SPLITS = "train", "valid", "test"
 SHARES = 95, 5, 0  # percent of a dataset's problems in each split
+OF_ITS_STEPS = "questions", "kinds"  # keys of a row that speak of its steps, and go with them
 STYLES = "restate", "short"  # how solutions are laid out: see write_solution
 
 
@@ -1168,6 +1169,8 @@ class Endpoint:
             found = json.loads(content)
             choice, usage = found["choices"][0], found.get("usage") or {}
             text = choice["message"]["content"] or ""
+            if not isinstance(text, str):
+                raise TypeError
             tokens = tuple(int(usage.get(name) or guess // 4)  # where the server does not count, four bytes are a token
                            for name, guess in (("prompt_tokens", length), ("completion_tokens", len(text))))
             reply = Reply(text, choice.get("finish_reason"), str(found.get("model")), tokens)
@@ -1311,7 +1314,7 @@ class Output:
 
     def sync(self):
         """Bring what is written onto the disk."""
-        for file in self.files.values():
+        for file in list(self.files.values()):  # other threads may open more
             os.fsync(file.fileno())
         self.synced = time.monotonic()
 
@@ -1321,7 +1324,7 @@ def teacher(args):
     prompts, endpoint = read_prompts(args), Endpoint(args)
     problems = {}
     for n, row in enumerate(read_problems(args.file, steps=args.style == "questions"), 1):
-        row = {"id": f"{args.file.stem}-{n}"} | {key: value for key, value in row.items() if key != "questions"}
+        row = {"id": f"{args.file.stem}-{n}"} | {key: value for key, value in row.items() if key not in OF_ITS_STEPS}
         problems.setdefault(row["problem"], row)
     if args.dry_run:
         first = next(iter(problems.values()))
@@ -1382,11 +1385,15 @@ def self_teacher(args):
 
     Rejection sampling, as in STaR (Zelikman et al. 2022) and RFT (Yuan et al. 2023).
     """
-    from infer import Sampling, open_student, socratic, solve
     problems = read_problems(args.file, steps=False)[:args.limit]
     slots = min(args.slots, len(problems))
     device = find_device(args.device)
     students = {role: open_student(getattr(args, role), role, slots, device) for role in ("decomposer", "solver")}
+    if args.out.exists() and not args.force:
+        raise UserError(f"{args.out} is there already: --force replaces it, --out FILE leaves it", 2)
+    for role, student in students.items():
+        if student.guidance:
+            raise UserError(f"{getattr(args, role)}: trained with --guidance {student.guidance}, which a new problem does not bring", 2)
     usable(args.out.parent)
     found = [[] for _ in problems]  # each one's new rows
     seen = [{json.dumps(row.get("steps"))} for row in problems]
@@ -1409,15 +1416,14 @@ def self_teacher(args):
                     about = {"decomposer": str(args.decomposer), "solver": str(args.solver), "temperature": args.temperature,
                              "sample": k + 1}
                     name = f"{problem.get('id', index + 1)}-self-{len(found[index]) + 1}"
-                    found[index].append({**problem, "id": name, "steps": steps, "teacher": about})
+                    kept = {key: value for key, value in problem.items() if key not in OF_ITS_STEPS}
+                    found[index].append({**kept, "id": name, "steps": steps, "teacher": about})
                 bar.set_postfix_str(f"{sum(map(len, found)):,} new annotations", refresh=False)
     rows = [row for one in found for row in one]
     if not rows:
         raise UserError(f"none of {len(problems) * args.samples:,} samples is right and new: more --samples, or a higher "
                         "--temperature?")
-    files = {args.out: rows}
-    replaceable(files, args.force)
-    save(files)
+    save({args.out: rows})
     print(f"{right:,} of {len(problems) * args.samples:,} samples right; new annotations for {sum(map(bool, found)):,} of "
           f"{len(problems):,} problems")
     report(args.out, {args.out: len(rows)})
@@ -1478,9 +1484,9 @@ def check(args):
     common = {word for row in rows for word in re.findall(r"[^\W\d_]\w*", row["problem"]) if word[0].islower()}
     first, first_like, table = {}, {}, []  # problem, bare problem -> where it stands first: (path, where)
     for path, part in files.items():
-        lengths = [len(ids) for ids, _ in encode_problems([row for _, row in part], args.role, tokenizer)]
-        figures = Counter(problems=len(part), tokens=max(lengths, default=0))
-        for (where, row), length in zip(part, lengths):
+        sequences = encode_problems([row for _, row in part], args.role, tokenizer)
+        figures = Counter(problems=len(part), tokens=max((len(ids) for ids, _ in sequences), default=0))
+        for (where, row), sequence in zip(part, sequences):
             text, like = " ".join(row["problem"].split()), bare(row["problem"], common)
             for step in row["steps"]:
                 figures["steps"] += 1
@@ -1489,8 +1495,8 @@ def check(args):
                     wrong(path, "equation", where, what)
             if not reaches(row["steps"][-1]["solution"], row["answer"]):
                 wrong(path, "answer", where, f"the last solution does not come to the answer {row['answer']}")
-            if length > args.block_size + 1:  # the last token is never read
-                wrong(path, "long", where, f"{length:,} tokens, the block has {args.block_size:,}")
+            if not fits(sequence, args.block_size):
+                wrong(path, "long", where, f"{len(sequence[0]):,} tokens, the block has {args.block_size:,}")
             before, where_before = first.setdefault(text, (path, where))
             if where_before != where:
                 wrong(path, "twice" if before == path else "leak", where, f"the same problem as {where_before}")
@@ -1566,7 +1572,7 @@ def report(out, counts):
         print(f"next: python train.py --role solver --train {train} --valid {valid}")
 
 
-def whole(low):
+def whole_number(low):
     """An argument type: a whole number from `low`."""
     def parse(text):
         if not text.isdecimal() or int(text) < low:
@@ -1629,7 +1635,7 @@ def parse_args(argv):
                    help="1 (default): told in the order needed; 2: in any order; 3: relations told backwards too")
     t.add_argument("--steps", type=span, metavar="LOW-HIGH", help="steps of a problem, 1 to 8 (2-5, at level 3 2-6)")
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
-        t.add_argument(f"--{split}", type=whole(1), default=n, metavar="N", help=f"problems in {split}.jsonl (%(default)s)")
+        t.add_argument(f"--{split}", type=whole_number(1), default=n, metavar="N", help=f"problems in {split}.jsonl (%(default)s)")
     t.add_argument("--made-up", type=number(0, 1), default=0.25, metavar="FRACTION",
                    help="training problems with names and objects made up from syllables (%(default)s)")
     t.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
@@ -1658,15 +1664,15 @@ def parse_args(argv):
                    "a chain of thought, then for its questions; questions: for the questions of the FILE's own solutions")
     m.add_argument("--prompt", type=Path, metavar="FILE", help="your own first prompt, with {problem} in it (for questions also {solutions})")
     m.add_argument("--out", type=Path, default=Path("annotations/teacher"), metavar="DIR", help="folder, or one file, ...jsonl (%(default)s)")
-    m.add_argument("--parallel", type=whole(1), default=8, metavar="N", help="requests at a time (%(default)s)")
-    m.add_argument("--tries", type=whole(1), default=4, metavar="N", help="times that a problem is asked before it is rejected (%(default)s)")
+    m.add_argument("--parallel", type=whole_number(1), default=8, metavar="N", help="requests at a time (%(default)s)")
+    m.add_argument("--tries", type=whole_number(1), default=4, metavar="N", help="times that a problem is asked before it is rejected (%(default)s)")
     m.add_argument("--temperature", type=number(0, 2), default=0.0, help="of the first try; the last has 1 (%(default)s)")
-    m.add_argument("--max-tokens", type=whole(1), default=1024, metavar="N", help="of a reply (%(default)s)")
+    m.add_argument("--max-tokens", type=whole_number(1), default=1024, metavar="N", help="of a reply (%(default)s)")
     m.add_argument("--extra", type=json_object, default={}, metavar="JSON", help="more fields of the request; null takes one out")
-    m.add_argument("--budget-tokens", type=whole(1), metavar="N", help="begin no further problem when so many are used, earlier runs' included")
+    m.add_argument("--budget-tokens", type=whole_number(1), metavar="N", help="begin no further problem when so many are used, earlier runs' included")
     m.add_argument("--price", type=lambda text: numbers(text, 2), metavar="READ/WRITTEN", help="of a million tokens, to show the cost")
     m.add_argument("--timeout", type=number(0, 86400, above=True), default=300.0, metavar="SECONDS", help="for a reply (%(default)g)")
-    m.add_argument("--retries", type=whole(0), default=8, metavar="N", help="of a request that failed (%(default)s)")
+    m.add_argument("--retries", type=whole_number(0), default=8, metavar="N", help="of a request that failed (%(default)s)")
     m.add_argument("--pause", type=number(0, 60), default=0.5, metavar="SECONDS",
                    help="before a retry, doubled from one to the next, unless the server says how long (%(default)g)")
     m.add_argument("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key (%(default)s)")
@@ -1677,21 +1683,21 @@ def parse_args(argv):
     s.add_argument("file", type=Path, metavar="FILE", help="problems with their answers")
     s.add_argument("--decomposer", type=Path, default=Path("runs/decomposer"), metavar="DIR", help="(%(default)s)")
     s.add_argument("--solver", type=Path, default=Path("runs/solver"), metavar="DIR", help="(%(default)s)")
-    s.add_argument("--samples", type=whole(1), default=8, metavar="K", help="of each problem (%(default)s)")
-    s.add_argument("--keep", type=whole(1), default=4, metavar="N", help="new annotations of a problem at most (%(default)s)")
+    s.add_argument("--samples", type=whole_number(1), default=8, metavar="K", help="of each problem (%(default)s)")
+    s.add_argument("--keep", type=whole_number(1), default=4, metavar="N", help="new annotations of a problem at most (%(default)s)")
     s.add_argument("--temperature", type=number(0, 10, above=True), default=0.7, help="(%(default)s)")
-    s.add_argument("--top-k", type=whole(0), default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (%(default)s)")
+    s.add_argument("--top-k", type=whole_number(0), default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (%(default)s)")
     s.add_argument("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P", help="... among those that have the share P (%(default)s)")
-    s.add_argument("--limit", type=whole(1), metavar="N", help="only the first N problems")
+    s.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N problems")
     s.add_argument("--out", type=Path, default=Path("annotations/self.jsonl"), metavar="FILE", help="(%(default)s)")
-    s.add_argument("--slots", type=whole(1), default=64, metavar="N", help="problems that are solved at once (%(default)s)")
+    s.add_argument("--slots", type=whole_number(1), default=64, metavar="N", help="problems that are solved at once (%(default)s)")
     s.add_argument("--device", help="(cuda or mps if there is one, else cpu)")
     s.set_defaults(run=self_teacher)
 
     k = commands.add_parser("check", help="check annotation files, each and against each other; status 1 if something is wrong")
     k.add_argument("files", nargs="+", type=Path, metavar="FILE")
     k.add_argument("--role", choices=ROLES, default="solver", help="whose sequences are measured (%(default)s)")
-    k.add_argument("--block-size", type=whole(1), default=512, metavar="N", help="tokens (%(default)s)")
+    k.add_argument("--block-size", type=whole_number(1), default=512, metavar="N", help="tokens (%(default)s)")
     k.add_argument("--tokenizer", default="learned", metavar="DIR", help="a student's folder, gpt2, or learned from the first file (default)")
     k.add_argument("--all", action="store_true", help="list all that is wrong, not the first 10 of a kind")
     k.set_defaults(run=check)

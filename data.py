@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
 def run(main):
     """Run a script's main(): a user's error ends in one line and its exit status, a bug keeps its traceback."""
     try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, such as half a surrogate pair
         main()
         sys.stdout.flush()
     except UserError as e:
@@ -221,7 +222,7 @@ _BYTE = {c: b for b, c in _CHAR.items()}
 
 
 class Tokenizer:
-    """Text to token ids and back. `end` is the id of <|endoftext|>, `newline` that of a line's end."""
+    """Text to token ids and back. `end` is the id of <|endoftext|>."""
 
     def __init__(self, ranks):
         """ranks: {token as bytes: id}, ids 0 .. n-1 in the order in which BPE learned them; <|endoftext|> becomes n."""
@@ -230,7 +231,6 @@ class Tokenizer:
         self.vocab_size = self.end + 1
         self._tiktoken = tiktoken.Encoding("gpt2-like", pat_str=PATTERN, mergeable_ranks=ranks,
                                            special_tokens={END: self.end})
-        self.newline, = self.encode("\n")
 
     def encode(self, text):
         """Token ids of `text`, a list of int. <|endoftext|> in a text is text like any other.
@@ -314,7 +314,7 @@ class Tokenizer:
         not made: tiktoken and transformers would break such ties differently.
         """
         counts = Counter(word for text in texts for word in _WORDS.findall(text))
-        words = [([bytes([b]) for b in word.encode("utf-8")], n) for word, n in sorted(counts.items())]
+        words = [([bytes([b]) for b in word.encode("utf-8", "replace")], n) for word, n in sorted(counts.items())]
         ranks = {bytes([b]): i for i, b in enumerate(_BYTES)}
         pairs, where = Counter(), defaultdict(set)  # how often each pair of neighbours occurs, and in which words
         for k, (parts, n) in enumerate(words):
@@ -452,15 +452,19 @@ def guide(problem, guidance):
     return ", ".join(equation for step in problem["steps"] for equation in re.findall("<<(.*?)>>", step["solution"]))
 
 
+def problem_prompt(problem, guidance=None):
+    """What a problem's sequence begins with, a list of texts: its line and, with `guidance` (one of GUIDANCE), that of `guide`."""
+    return [line(problem["problem"])] + ([line(guide(problem, guidance))] if guidance else [])
+
+
 def segments(problem, role, guidance=None):
     """Lay a problem out for a role: a list of (text, learned) in order; text None is the token <|endoftext|>.
 
-    An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop. With
-    `guidance`, one of GUIDANCE, its line stands behind the problem.
+    An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop.
     """
     step, close, learned = ROLES[role]
-    text = {"P": line(problem["problem"]), "#": MARK, "a": " " + problem["answer"].strip(), ".": None}
-    laid_out = [(text["P"], False)] + ([(line(guide(problem, guidance)), False)] if guidance else [])
+    text = {"#": MARK, "a": f" {' '.join(problem['answer'].split())}", ".": None}
+    laid_out = [(part, False) for part in problem_prompt(problem, guidance)]
     for one in problem["steps"]:
         text |= {"q": line(one["question"]), "s": line(one["solution"])}
         laid_out += [(text[kind], kind in learned) for kind in step]
@@ -526,6 +530,11 @@ def encode(laid_out, tokenizer):
         learned = np.repeat([mask for _, mask in one], [len(part) for part in parts])
         sequences.append((np.concatenate(parts).astype(np.int32), learned))
     return sequences
+
+
+def fits(sequence, block_size):
+    """Whether a sequence of `encode` fits into the block: every token but the last is read."""
+    return len(sequence[0]) <= block_size + 1
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------

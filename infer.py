@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import MARK, Parser, Tokenizer, UserError, find_device, guide, jsonl, line, read_problems, read_rows, run
+from data import MARK, Parser, Tokenizer, UserError, find_device, jsonl, line, problem_prompt, read_problems, read_rows, run
 from model import GPT, KVCache, Linear
 
 
@@ -131,9 +131,14 @@ class Unfinished(Exception):
 
 def socratic(problem, dialogue):
     """The paper's procedure: the decomposer asks all sub-questions, then the solver answers them one by one."""
+    yield from decompose(problem, dialogue)
+    yield from answer_each(dialogue)
+
+
+def decompose(problem, dialogue):
+    """The decomposer asks all sub-questions."""
     while (yield from ask("decomposer", dialogue)):
         pass
-    yield from answer_each(dialogue)
 
 
 def given(problem, dialogue):
@@ -255,9 +260,7 @@ class Student:
 
     def begin(self, slot, problem):
         """Start a slot's sequence with a problem; if the row holds that very prompt, only its last token is read again."""
-        prompt = self.tokenizer.encode(line(problem["problem"]))
-        if self.guidance:
-            prompt += self.tokenizer.encode(line(guide(problem, self.guidance)))
+        prompt = [token for part in problem_prompt(problem, self.guidance) for token in self.tokenizer.encode(part)]
         kept = len(prompt) - 1 if prompt == self.prompt[slot] and self.length[slot] >= len(prompt) else 0
         self.prompt[slot], self.length[slot], self.pending[slot] = prompt, kept, prompt[kept:]
 
@@ -430,7 +433,7 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
 
     def begin(slot):
         for index, problem, k in waiting:
-            draw = random.Random(f"{sampling.seed} {k} {problem['problem']}").random if sampling else None
+            draw = random.Random(f"{sampling.seed} {k} {problem['problem']}".encode("utf-8", "replace")).random if sampling else None
             dialogue = Dialogue(slot, index, problem, procedure, students, draw)
             dialogue.record |= {"sample": k} if samples > 1 else {}
             return [dialogue]
@@ -522,6 +525,15 @@ def same_answer(a, b):
     a, b = (text.strip().rstrip(".").casefold() for text in (a, b))
     numbers = [NUMBER.fullmatch(text.replace(",", "").replace("$", "").removesuffix("%")) for text in (a, b)]
     return Fraction(numbers[0][0]) == Fraction(numbers[1][0]) if all(numbers) else YES_NO.get(a, a) == YES_NO.get(b, b)
+
+
+def solve_by_vote(problems, procedure, students, calculator=True, watch=None, sampling=None, samples=1):
+    """As `solve`, but of several samples one record for each problem: that of `vote`."""
+    ballots = defaultdict(list)
+    for index, record in solve(problems, procedure, students, calculator, watch, sampling, samples):
+        ballots[index].append(record)
+        if len(ballots[index]) == samples:
+            yield index, vote(ballots.pop(index)) if samples > 1 else record
 
 
 def vote(records):
@@ -630,16 +642,13 @@ def evaluate(problems, procedure, students, calculator, out=None, sampling=None,
     done: {index: row}, the problems that `out` holds already. With several samples a problem's dialogue is the one that
     most agree with. report_to: the file of an HTML report.
     """
-    rows, ballots = dict(done), defaultdict(list)
+    rows = dict(done)
     # the longest first: rows beside each other are about equally long then, and no long one is left alone at the end
     todo = sorted((index for index in range(len(problems)) if index not in rows), key=lambda index: -len(problems[index]["problem"]))
     right, start = sum(row["right"] for row in rows.values()), time.perf_counter()
     with tqdm(total=len(problems), initial=len(rows), unit=" problems", disable=None, dynamic_ncols=True) as bar:
-        for k, record in solve([problems[index] for index in todo], procedure, students, calculator, None, sampling, samples):
-            ballots[k].append(record)
-            if len(ballots[k]) < samples:
-                continue
-            index, problem, record = todo[k], problems[todo[k]], vote(ballots.pop(k)) if samples > 1 else record
+        for k, record in solve_by_vote([problems[index] for index in todo], procedure, students, calculator, None, sampling, samples):
+            index, problem = todo[k], problems[todo[k]]
             record["right"] = record["answer"] is not None and same_answer(record["answer"], problem["answer"])
             rows[index] = {"row": index + 1, "id": problem.get("id", index + 1), "problem": problem["problem"], **record,
                            "teacher": problem["answer"]}
@@ -722,9 +731,9 @@ def checksum(problems):
 
 
 def fingerprint(folder):
-    """A checksum of a student's files: weights, shape, vocabulary, role."""
+    """A checksum of a student's files: weights, shape, vocabulary; not of how it came to be."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors")):
+    for path in sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors") and path.name != "student.json"):
         with open(path, "rb") as f:
             while chunk := f.read(1 << 20):
                 digest.update(chunk)
@@ -813,10 +822,8 @@ def show(problem, procedure, students, calculator, sampling=None, samples=1):
         print(text[shown:], end="\n" if stop else "", flush=True)
         shown = 0 if stop else len(text)
 
-    if samples == 1:
-        (_, record), = solve([problem], procedure, students, calculator, watch, sampling)
-    else:
-        record = vote([record for _, record in solve([problem], procedure, students, calculator, None, sampling, samples)])
+    (_, record), = solve_by_vote([problem], procedure, students, calculator, watch if samples == 1 else None, sampling, samples)
+    if samples > 1:
         for k, step in enumerate(record["steps"], 1):
             for kind, text in step.items():
                 print(f"{kind.capitalize()} {k}: {printable(text)}")
@@ -881,11 +888,8 @@ def answer_json(procedure, students, calculator, sampling, samples, guide):
     each dialogue as a line of JSON as it ends, with the number of its "line". A line that is no problem is answered "error"."""
     for lines in arriving():
         problems = [problem for number, text in lines if (problem := json_problem(number, text, procedure, students, guide))]
-        ballots = defaultdict(list)
-        for index, record in solve(problems, procedure, students, calculator, None, sampling, samples):
-            ballots[index].append(record)
-            if len(ballots[index]) == samples:
-                print(json.dumps(problems[index] | (vote(ballots[index]) if samples > 1 else record)), flush=True)
+        for index, record in solve_by_vote(problems, procedure, students, calculator, None, sampling, samples):
+            print(json.dumps(problems[index] | record), flush=True)
 
 
 def arriving():
@@ -969,6 +973,8 @@ def parse_args(argv=None):
         raise UserError("--temperature and --top-k must be 0 or more, --top-p more than 0 and at most 1", 2)
     if not args.temperature and (args.votes > 1 or args.top_k or args.top_p < 1):
         raise UserError("--votes, --top-k and --top-p need a --temperature of more than 0", 2)
+    if args.report and not args.report.parent.is_dir():
+        raise UserError(f"--report {args.report}: no such folder", 2)
     args.device = find_device(args.device)
     return args
 
@@ -1002,7 +1008,8 @@ def main(argv=None):
     how = not args.no_calculator, sampling, args.votes
     if args.eval:
         run = {"procedure": args.procedure, "problems": checksum(problems), "calculator": how[0], "sampling": sampling and list(sampling),
-               "votes": args.votes, "dtype": args.dtype, "students": [fingerprint(folder) for folder in folders(args, roles).values()]}
+               "votes": args.votes, "dtype": args.dtype, "students": [fingerprint(folder) for folder in folders(args, roles).values()],
+               "guidance": [student.guidance for student in students.values()]}
         out, done = open_results(args.out, run) if args.out else (None, {})
         evaluate(problems, procedure, students, how[0], out, sampling, args.votes, done, args.report)
         return

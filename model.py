@@ -431,13 +431,13 @@ def published(name, cache=None):
     cache: the folder of downloads, HF_HOME/hub if None. It is laid out as transformers' own, which finds there what we
     downloaded, as we do what it did. Raises ValueError, one line, where that is not to be had; it says what to put where.
     """
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    cache = cache or os.environ.get("HF_HUB_CACHE", Path(home, "hub"))
-    snapshots = Path(cache, f"models--openai-community--{name}", "snapshots")
-    for folder in sorted(snapshots.glob("*")):
-        if all((folder / file).exists() for file in FILES):
-            return folder
-    folder = snapshots / "main"
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    cache = Path(cache or os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+    for repository in f"openai-community--{name}", name:  # the second: from_pretrained("gpt2")
+        for folder in sorted(cache.glob(f"models--{repository}/snapshots/*")):
+            if all((folder / file).exists() for file in FILES):
+                return folder
+    folder = cache / f"models--openai-community--{name}" / "snapshots" / "main"
     folder.mkdir(parents=True, exist_ok=True)
     source = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/openai-community/{name}/resolve/main"
     for file in FILES:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, find_device, learn_tokenizer, make_batch, \
+from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, find_device, fits, learn_tokenizer, make_batch, \
     plan_batches, read_problems, recitations, run, written_aside
 from model import GPT, PUBLISHED, GPTConfig, published
 
@@ -96,8 +96,9 @@ def orthogonalise(x, steps):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan 2024): every direction of a matrix learns equally fast.
 
-    All matrices of one shape are one batched product. Rates are AdamW's: the update is scaled to a root mean square of
-    0.2 per element (Liu et al. 2025), and decays weights likewise.
+    All matrices of one shape are one batched product, q, k and v apart (`square`); torch.optim.Muon, in torch since 2.9, goes
+    matrix by matrix and computes in bfloat16, which a CPU does slowly. Rates are AdamW's: the update is scaled to a root
+    mean square of 0.2 per element (Liu et al. 2025), and decays weights likewise.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, steps=4):
@@ -191,7 +192,7 @@ def add_gradients(model, world):
 
 def schedule(step, done, warmup):
     """The learning rate's share of its peak: warm-up over the first `warmup` steps, cosine to 0 as `done` goes to 1."""
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
+    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def weighted_loss(model, batch, autocast):
@@ -223,7 +224,7 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
     signal's number, or 0) and its place in the data.
     """
     figures = dict(steps=0, epochs=0, tokens=0, padding=0, learned=0, seconds=0.0, valid_loss=math.inf, best=math.inf, stale=0,
-                   next_validation=0.1, tried=0, solving=0.0, stopped=0, used=0)
+                   tenths=0, validating=0.0, tried=0, solving=0.0, stopped=0, used=0)
     autocast = contextlib.nullcontext if args.dtype == "float32" else partial(
         torch.autocast, args.device.type, dtype=getattr(torch, args.dtype))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "float16")
@@ -235,12 +236,18 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             optimizer.load_state_dict(its)
     forward = torch.compile(model, dynamic=True) if args.compile else model
     limit = args.steps or 60 * args.minutes  # optimizer steps, or seconds
+    share_done = lambda: min((figures["steps"] if args.steps else figures["seconds"]) / limit, 1.0)
+    figures["tenths"] = min(figures["tenths"], int(10 * share_done()))  # of a --resume with another limit
     peak = product_rate(args.device, args.dtype)
     plan = None  # the batches of this epoch
     unread, since = [], Counter()  # of the steps since the log's last row: losses that are still on the device; figures
     start = time.perf_counter() - figures["seconds"]
     reported = saved = figures["seconds"]
+    away = 0.0  # seconds since then that were no training
     kept = figures["steps"]  # the step of the student in last/
+    keep = lambda figures: save(args.out / "last", figures, {
+        "figures": dict(figures), "model": model.state_dict(), "scaler": scaler.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers]})
     bar = tqdm(total=round(limit), desc=args.role, disable=True if args.rank else None, dynamic_ncols=True,
                bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
 
@@ -249,9 +256,11 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             clock = 0.0 if args.rank else time.perf_counter() - start  # all ranks go by that of the first
             figures["seconds"], stopped = agree([clock, signals[0] if signals else 0], args.world)
             figures["stopped"] = int(stopped)
-            done = min((figures["steps"] if args.steps else figures["seconds"]) / limit, 1.0)
+            done = share_done()
             over = done == 1 or stopped or args.patience and figures["stale"] >= args.patience
-            to_validate = done >= figures["next_validation"] or over and stopped != signal.SIGTERM  # which leaves no time
+            # where the time is limited, validations may take a tenth of it
+            due = int(10 * done) > figures["tenths"] and (args.steps or figures["validating"] <= 0.1 * figures["seconds"])
+            to_validate = due or over and stopped != signal.SIGTERM  # which leaves no time
             to_save = over or figures["seconds"] - saved >= 60 * args.save_minutes
 
             seconds = figures["seconds"] - reported
@@ -265,14 +274,18 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
                 loss = agree([sum(losses)], args.world, "SUM")[0] / since["weight"]
                 log.write(json.dumps({key: figures[key] for key in ("steps", "seconds", "tokens", "padding")} |
                                      {"loss": loss, "lr": rate}) + "\n")
-                bar.set_postfix_str(f"loss {loss:.3f}, {since['learned'] / seconds:,.0f} learned tokens/s, "
-                                    f"MFU {100 * since['flops'] / seconds / peak:.0f} %", refresh=False)
+                bar.set_postfix_str(f"loss {loss:.3f}, {since['learned'] / (seconds - away):,.0f} learned tokens/s, "
+                                    f"MFU {100 * since['flops'] / (seconds - away) / peak:.0f} %", refresh=False)
                 bar.update(min(round(done * limit), bar.total) - bar.n)
-                unread, since, reported = [], Counter(), figures["seconds"]
+                unread, since, reported, away = [], Counter(), figures["seconds"], 0.0
 
-            place = dict(figures)  # where --resume goes on: a validation that a signal brought forward shall change nothing
+            if stopped:  # at once, since a second Ctrl-C breaks in; and a validation that it brings forward shall change no resumed run
+                keep(figures)
             if to_validate:
+                before = time.perf_counter()
                 loss = figures["valid_loss"] = validate(model, valid_batches, autocast, args.world)
+                figures["validating"] += agree([time.perf_counter() - before], args.world)[0]
+                figures["tenths"] = int(10 * done)
                 row = {key: figures[key] for key in ("steps", "seconds", "valid_loss")}
                 if args.rank == 0 and (n := affordable(figures)):
                     before = time.perf_counter()
@@ -282,16 +295,14 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
                     figures["solving"] += time.perf_counter() - before
                 log.write(json.dumps(row) + "\n")
                 draw_curve(args)
-                figures["next_validation"] += 0.1
                 figures["stale"] += 1
                 if loss < figures["best"]:
                     figures["best"], figures["stale"] = loss, 0
                     save(args.out, figures)
-            if to_save:
-                save(args.out / "last", figures, {
-                    "figures": place if stopped else figures, "model": model.state_dict(), "scaler": scaler.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers]})
+            if to_save and not stopped:
+                keep(figures)
                 kept, saved = figures["steps"], figures["seconds"]
+            away += time.perf_counter() - start - figures["seconds"]
             if over:
                 return figures
 
@@ -321,12 +332,14 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             add_gradients(model, args.world)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            sound = not scaler.is_enabled() or bool(norm.isfinite())  # one optimizer's overflow has spoiled the other's gradients
             rate = args.lr * schedule(figures["steps"] - 1, done, args.warmup)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                scaler.step(optimizer)  # with a float16 scaler it waits for the device: were the gradients finite?
+                if sound:
+                    scaler.step(optimizer)  # with a float16 scaler it waits for the device: were the gradients finite?
                 optimizer.zero_grad()
             scaler.update()
 
@@ -416,11 +429,7 @@ def solved(model, tokenizer, problems, role, guidance=None):
     """
     import infer  # here alone: whoever reads or runs the loop needs no decoding
 
-    def questions(problem, dialogue):
-        while (yield from infer.ask("decomposer", dialogue)):
-            pass
-
-    procedures = {"solver": infer.given, "decomposer": questions, "unified": infer.unified, "cot": infer.cot,
+    procedures = {"solver": infer.given, "decomposer": infer.decompose, "unified": infer.unified, "cot": infer.cot,
                   "answer": infer.answer}
     if role not in procedures:
         return {}
@@ -483,6 +492,11 @@ def settle(args):
         raise UserError(f"--cache goes with --init {', '.join(PUBLISHED)}", 2)
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError("--dropout must be a share, 0 or more and less than 1", 2)
+    for flag in ("warmup", "weight_decay", "text_weight", "seed"):
+        if getattr(args, flag) is not None and not 0 <= getattr(args, flag) < math.inf:
+            raise UserError(f"--{flag.replace('_', '-')} must be 0 or more", 2)
+    if args.vocab_size is not None and (args.vocab_size < 257 or args.tokenizer == "gpt2"):
+        raise UserError("--vocab-size is that of a learned vocabulary, 257 or more: 256 bytes and the end of a text", 2)
     on_gpu = args.device.type == "cuda"
     if on_gpu and args.device.index is not None:
         torch.cuda.set_device(args.device)
@@ -491,17 +505,21 @@ def settle(args):
         args.dtype = "bfloat16" if has_bfloat16 else "float16" if on_gpu else "float32"
     args.out = args.out or Path("runs", args.role)
     args.batch_tokens = args.batch_tokens or (8192 if on_gpu else 1024)
-    # a published GPT-2 has been pretrained: gentle steps, and the learned segments alone, as in the paper
-    published = args.init is not None and not (args.init / "student.json").exists()
-    args.optimizer = args.optimizer or ("adamw" if published else "muon")
-    args.lr = args.lr or (5e-5 if published else 1e-3 if args.init else 3e-3)
+    # what was pretrained gets gentle steps, and learns its segments alone, as in the paper
+    args.optimizer = args.optimizer or ("adamw" if pretrained(args) else "muon")
+    args.lr = args.lr or (5e-5 if pretrained(args) else 1e-3 if args.init else 3e-3)
     if args.text_weight is None:
-        args.text_weight = 0.0 if published else 0.3
+        args.text_weight = 0.0 if pretrained(args) else 0.3
     if args.recite is None:
-        args.recite = 0.0 if published else 0.08
+        args.recite = 0.0 if pretrained(args) else 0.08
     if not 0 <= args.recite < 1:
         raise UserError("--recite must be a share, 0 or more and less than 1", 2)
     return args
+
+
+def pretrained(args):
+    """Whether --init is a GPT-2 from elsewhere, not a student of ours: published weights, or a folder without student.json."""
+    return args.init is not None and not (args.init / "student.json").exists()
 
 
 def open_student(args, problems):
@@ -529,11 +547,6 @@ def open_student(args, problems):
     return GPT(config).initialise(args.seed), tokenizer
 
 
-def fits(sequence, block_size):
-    """Whether a sequence fits into the block: every token but the last is read."""
-    return len(sequence[0]) <= block_size + 1
-
-
 def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
     """Encode problems for a role; those longer than the block are left out, and counted on stderr.
 
@@ -542,8 +555,6 @@ def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
     sequences = encode_problems(problems, role, tokenizer, guidance)
     rows = [row for row, sequence in enumerate(sequences, 1) if fits(sequence, block_size)]
     fitting = [sequences[row - 1] for row in rows]
-    if not sum(int(learned.sum()) for _, learned in fitting) and fitting:
-        raise UserError(f"{path}: holds no token that a {role} learns")
     if len(fitting) < len(sequences):
         tqdm.write(f"{path}: {len(sequences) - len(fitting):,} of {len(sequences):,} problems are longer than the block of "
                    f"{block_size} tokens and left out", file=sys.stderr)
@@ -563,7 +574,7 @@ def settings(args):
     files = {flag: hashlib.sha256(getattr(args, flag).read_bytes()).hexdigest() for flag in ("train", "valid")}
     flags = {flag: value if isinstance(value, (int, float, str, type(None))) else str(value)
              for flag, value in vars(args).items() if flag not in FREE}
-    return flags | files | {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    return flags | files | {"device": args.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
 
 def open_state(args):
@@ -585,8 +596,9 @@ def open_state(args):
         here, there = ("other data", "") if flag in ("train", "valid") else (value, f", the run had {had[flag]}")
         if flag not in NAMED:
             raise UserError(f"{path}: cannot go on: --{flag.replace('_', '-')} is {here}{there}", 2)
-        tqdm.write(f"{path}: {flag.replace('_', '-')} is {here}{there}: the bytes will be others than without a break",
-                   file=sys.stderr)
+        if args.rank == 0:
+            tqdm.write(f"{path}: {flag.replace('_', '-')} is {here}{there}: the bytes will be others than without a break",
+                       file=sys.stderr)
     return state
 
 
@@ -595,10 +607,10 @@ def next_command(args):
     role, default = args.role, Path("runs", args.role)
     partner = {"solver": "decomposer", "decomposer": "solver", "stepwise": "solver"}.get(role)
     if partner and not Path("runs", partner, "student.json").exists():
-        words = ["train.py", "--role", partner, "--init", args.out]
+        words = ["train.py", "--role", partner, "--init", args.init if pretrained(args) else args.out]
         words += [word for flag in ("train", "valid") if (path := getattr(args, flag)) != Path("annotations", f"{flag}.jsonl")
                   for word in (f"--{flag}", path)]
-        words += ["--minutes", 1.5] if role == "solver" else []
+        words += ["--minutes", 1.5] if role == "solver" and not args.init else []
     else:
         words = ["infer.py"] if role in ("solver", "decomposer") else ["infer.py", "--procedure", role]
         flag = {"solver": "--solver", "decomposer": "--decomposer", "stepwise": "--decomposer"}.get(role, "--student")
@@ -615,8 +627,11 @@ def main(argv=None):
         raise UserError(f"{args.train}: no annotations here yet; make them with: python annotate.py")
     problems, valid = read_problems(args.train), read_problems(args.valid)
     state = open_state(args) if args.resume else None
-    if (args.out / "student.json").exists() and not args.force and not state:
-        raise UserError(f"{args.out}: holds a student already; --force replaces it, --out DIR leaves it", 2)
+    if not args.force and not state:
+        if (args.out / "student.json").exists():
+            raise UserError(f"{args.out}: holds a student already; --force replaces it, --out DIR leaves it", 2)
+        if (args.out / "last" / "trainer.pt").exists():
+            raise UserError(f"{args.out}: holds a run that was broken off; --resume goes on with it, --force replaces it", 2)
     if args.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     torch.set_flush_denormal(True)  # a small model's gradients meet numbers that a CPU multiplies a hundred times slower
@@ -682,10 +697,14 @@ def main(argv=None):
             raise UserError(f"rank {args.rank}: another rank has died: {str(e).splitlines()[0]}")
         raise
     if args.rank == 0:
-        print(f"{args.role}: {figures['steps']:,} steps, {figures['tokens'] / 1e6:.1f} M tokens ({figures['epochs']} epochs, "
-              f"{100 * figures['padding'] / max(figures['tokens'], 1):.1f} % padding) in {figures['seconds'] / 60:.1f} min; "
-              f"validation loss {figures['valid_loss']:.4f}, best {figures['best']:.4f}\n"
-              f"{'stopped early, but usable' if figures['stopped'] else 'kept'} in {args.out}\nnext: {next_command(args)}")
+        validated = figures["best"] < math.inf
+        print(f"{args.role}: {figures['steps']:,} steps, {figures['tokens'] / 1e6:.1f} M tokens (epoch {figures['epochs']}, "
+              f"{100 * figures['padding'] / max(figures['tokens'], 1):.1f} % padding) in {figures['seconds'] / 60:.1f} min"
+              + f"; validation loss {figures['valid_loss']:.4f}, best {figures['best']:.4f}" * validated)
+        if validated:
+            print(f"{'stopped early, but usable' if figures['stopped'] else 'kept'} in {args.out}\nnext: {next_command(args)}")
+        else:
+            print(f"stopped before the first validation; kept in {args.out / 'last'}\nnext: the same command with --resume")
     if args.world > 1:
         dist.destroy_process_group()
     if figures["stopped"]:

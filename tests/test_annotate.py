@@ -19,12 +19,12 @@ from email.utils import format_datetime
 from fractions import Fraction
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
 import annotate
 import data
-import infer
 import mock_teacher
 
 ROOT = Path(annotate.__file__).parent
@@ -807,23 +807,20 @@ def test_a_key_that_no_header_can_carry_is_not_shown(tmp_path, monkeypatch):
 def test_distinct_right_samples_become_annotations(tmp_path, monkeypatch):
     calls = []
 
-    class Sampling(tuple):
-        __new__ = lambda cls, *fields: tuple.__new__(cls, fields)
-
     def solve(problems, procedure, students, calculator=True, watch=None, sampling=None):
         """A student that is right at the first seed of two, in one of two ways, and wrong or unfinished else."""
         calls.append(sampling)
-        rng = random.Random(sampling[3])
+        rng = random.Random(sampling.seed)
         for index, problem in enumerate(problems):
             way, right = rng.choice("AB"), rng.random() < 0.5
             step = {"question": f"{way}?", "solution": f"So <<{problem['answer']}+0={problem['answer']}>>{problem['answer']}."}
             wrong = rng.choice([{"answer": None}, {"answer": "-1"}, {"steps": [step | {"solution": f"<<1+1=3>>{problem['answer']}"}]}])
             yield index, {"steps": [step], "answer": problem["answer"], "unfinished": None} | ({} if right else wrong)
 
-    monkeypatch.setattr(infer, "Sampling", Sampling, raising=False)
-    monkeypatch.setattr(infer, "solve", solve)
-    monkeypatch.setattr(infer, "open_student", lambda folder, role, slots, device: role)
-    problems = [mock_teacher.problem(i) | {"steps": [{"question": "A?", "solution": "as {0}".format(i)}]} for i in range(30)]
+    student = SimpleNamespace(guidance=None)
+    monkeypatch.setattr(annotate, "solve", solve)
+    monkeypatch.setattr(annotate, "open_student", lambda folder, role, slots, device: student)
+    problems = [mock_teacher.problem(i) | {"steps": [{"question": "A?", "solution": "as {0}".format(i)}], "questions": "plain"} for i in range(30)]
     (tmp_path / "f.jsonl").write_bytes(data.jsonl(problems))
     call("self", tmp_path / "f.jsonl", "--samples", 6, "--temperature", 0.5, "--seed", 2, "--out", tmp_path / "new.jsonl")
     assert calls == [(0.5, 0, 1.0, 12 + k) for k in range(6)]
@@ -833,6 +830,13 @@ def test_distinct_right_samples_become_annotations(tmp_path, monkeypatch):
     assert len({json.dumps([row["problem"], row["steps"]]) for row in rows}) == len(rows) == len({row["id"] for row in rows})
     for row in rows:
         assert row["steps"][0]["solution"] == "So <<{0}+0={0}>>{0}.".format(row["answer"]) and row["teacher"]["temperature"] == 0.5
+        assert "questions" not in row  # that its sub-questions were none is true no more
+    before = (tmp_path / "new.jsonl").read_bytes()
+    for guidance, message in (None, "is there already: --force replaces it"), ("steps", "trained with --guidance steps"):
+        student.guidance = guidance
+        with pytest.raises(data.UserError, match=message):  # at once, not after hours of sampling
+            call("self", tmp_path / "f.jsonl", "--out", tmp_path / ("other.jsonl" if guidance else "new.jsonl"))
+    assert len(calls) == 6 and (tmp_path / "new.jsonl").read_bytes() == before
 
 
 # ---- check -------------------------------------------------------------------------------------------------------------

@@ -521,6 +521,13 @@ def test_bleu_is_that_of_sacrebleu():
             assert bleu(hypotheses, references) == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-9)
 
 
+def test_a_problem_that_no_utf8_can_spell_can_be_sampled(trained):
+    students = {"answer": Student(*trained["answer"], slots=2)}
+    problem = PROBLEMS[0] | {"problem": "Ann has 3 \ud800 cats."}
+    (_, record), = infer.solve_by_vote([problem], infer.answer, students, sampling=Sampling(), samples=2)
+    assert len(record["votes"]) == 2
+
+
 def test_samples_vote_by_answers_as_numbers():
     def record(k, answer):
         return {"sample": k, "answer": answer, "unfinished": None if answer else "why"}
@@ -740,6 +747,7 @@ def fails(capsys, *argv):
     (["--top-p", "0"], 2, "error: --temperature and --top-k must be 0 or more, --top-p more than 0 and at most 1\n"),
     (["--json", "--eval", "good.jsonl"], 2, "error: --eval does not go with --json\n"),
     (["--report", "x"], 2, "error: --report goes with --eval FILE\n"),
+    (["--report", "none/x.html", "--eval", "good.jsonl"], 2, "error: --report none/x.html: no such folder\n"),
     (["--guide", "3", "--eval", "good.jsonl"], 2, "error: --guide does not go with --eval, which tells the steps or equations of the file\n"),
     (["--compare", "good.jsonl", "good.jsonl"], 1, "error: good.jsonl: no results file of --eval FILE --out FILE\n"),
     (["--compare", "none", "good.jsonl"], 1, "error: none: No such file or directory\n"),

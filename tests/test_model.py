@@ -316,7 +316,7 @@ def test_a_student_goes_to_transformers_is_trained_there_and_comes_back(tmp_path
     assert prompt["input_ids"][0].tolist() == tokenizer.encode(texts[0])
     written = theirs.generate(**prompt)[0].tolist()  # no flag: it stops where the student does, not after 20 tokens
     assert written == sequence and their_tokenizer.decode(written, skip_special_tokens=True) == "".join(texts)
-    line = theirs.generate(**prompt, eos_token_id=[tokenizer.newline, tokenizer.end])[0].tolist()  # one segment, as infer.py asks for it
+    line = theirs.generate(**prompt, eos_token_id=[tokenizer.ranks[b"\n"], tokenizer.end])[0].tolist()  # one segment, as infer.py asks for it
     assert line == sequence[:len(tokenizer.encode(texts[0] + texts[1]))]
     long = theirs.generate(**prompt, eos_token_id=None)
     assert long.shape[1] == 90  # the block's end
@@ -607,8 +607,9 @@ def test_without_the_hub_one_line_says_what_to_put_where(how, hub, tmp_path, mon
     assert published("gpt2", tmp_path / "cache") == folder
 
 
-def test_what_transformers_downloaded_is_found(hub, tmp_path):
-    folder = tmp_path / "home/hub/models--openai-community--gpt2/snapshots/607a30d783dfa663caf39e06633721c8d4cfcd7e"
+@pytest.mark.parametrize("repository", ["openai-community--gpt2", "gpt2"])
+def test_what_transformers_downloaded_is_found(repository, hub, tmp_path):
+    folder = tmp_path / f"home/hub/models--{repository}/snapshots/607a30d783dfa663caf39e06633721c8d4cfcd7e"
     folder.mkdir(parents=True)
     for file in FILES:
         (folder / file).write_bytes(hub.files[file])

@@ -276,7 +276,9 @@ def test_a_run_broken_off_comes_to_the_same_bytes(here):
                                               and json.loads(about.read_text())["steps"]):
             time.sleep(0.01)  # until it has kept something
         process.send_signal(number)
-        done(process, status=143 if number == signal.SIGTERM else -9)
+        lines = done(process, status=143 if number == signal.SIGTERM else -9)
+        if number == signal.SIGTERM and not Path("broken/student.json").exists():  # there was no validation yet
+            assert lines[-2:] == ["stopped before the first validation; kept in broken/last", "next: the same command with --resume"]
         assert 0 < json.loads(about.read_text())["steps"] < 600
     done(script("train.py", *flags, "--out", "broken", "--resume", cwd=here))
     for name in "model.safetensors", "last/model.safetensors":
@@ -323,6 +325,37 @@ def test_resume_refuses_another_run_and_names_what_moves_its_bytes(here, capsys)
     assert code == 1 and said.startswith("error: runs/cot/last/trainer.pt: broken, cannot go on with it") and said.count("\n") == 1
 
 
+def test_a_run_is_not_lost_for_want_of_a_flag(here, capsys):
+    """A run that was broken off before the first validation, begun once more without --resume."""
+    train.main(["--role", "cot", "--steps", "2", *TINY])
+    Path("runs/cot/student.json").unlink()
+    before = Path("runs/cot/last/trainer.pt").read_bytes()
+    capsys.readouterr()
+    assert fails(capsys, "--role", "cot", "--steps", 2, *TINY) == (
+        2, "error: runs/cot: holds a run that was broken off; --resume goes on with it, --force replaces it\n")
+    assert Path("runs/cot/last/trainer.pt").read_bytes() == before
+
+
+def test_a_longer_resumed_run_validates_to_its_end(here):
+    for steps in "20", "60":
+        train.main(["--role", "cot", "--steps", steps, "--resume", *TINY])
+    validated = [row["steps"] for row in map(json.loads, Path("runs/cot/log.jsonl").open()) if "valid_loss" in row]
+    assert validated == [*range(2, 21, 2), *range(24, 61, 6)]
+
+
+def test_validations_take_a_tenth_of_a_limited_time(here, monkeypatch):
+    validate, begun = train.validate, []
+
+    def slow(*args):
+        begun.append(time.monotonic())
+        time.sleep(0.3)
+        return validate(*args)
+
+    monkeypatch.setattr(train, "validate", slow)
+    train.main(["--role", "cot", "--minutes", "0.05", *TINY])
+    assert len(begun) == 2  # after a tenth, and at the end
+
+
 def test_epochs_and_patience_end_a_run(here, capsys):
     train.main(["--role", "cot", "--epochs", "3", "--recite", "0", "--batch-tokens", "1024", *TINY])
     about = json.loads(Path("runs/cot/last/student.json").read_text())
@@ -362,6 +395,11 @@ def fails(capsys, *argv):
     (["--accumulate", "0"], 2, "error: --accumulate must be more than 0\n"),
     (["--epochs", "2", "--steps", "5"], 2, "error: --steps and --epochs, and likewise --force and --resume, exclude each other\n"),
     (["--out", "student", "--resume"], 2, "error: student: holds a student already; --force replaces it, --out DIR leaves it\n"),
+    (["--seed", "-1"], 2, "error: --seed must be 0 or more\n"),
+    (["--warmup", "-1"], 2, "error: --warmup must be 0 or more\n"),
+    (["--text-weight", "nan"], 2, "error: --text-weight must be 0 or more\n"),
+    (["--vocab-size", "100"], 2, "error: --vocab-size is that of a learned vocabulary, 257 or more: 256 bytes and the end of a text\n"),
+    (["--tokenizer", "gpt2", "--vocab-size", "300"], 2, "error: --vocab-size is that of a learned vocabulary, "),
     (["--recite", "1"], 2, "error: --recite must be a share, 0 or more and less than 1\n"),
     (["--device", "abacus"], 2, "error: --device abacus: ")])
 def test_bad_usage_is_one_line_and_nothing_is_lost(argv, status, message, here, capsys):
