@@ -1,0 +1,343 @@
+"""The paper's tables, run: students that answer at once, think step by step (CoT), or ask and answer (Socratic CoT).
+
+    python tests/bench_tables.py                                        every table, 11 minutes a procedure, seed 0
+    python tests/bench_tables.py procedures --level 3 --seeds 0 1 2     one of them, harder problems, three seeds
+    python tests/bench_tables.py procedures --rows socratic --minutes 60
+    python tests/bench_tables.py procedures sizes --data annotations/gsm8k --init gpt2 gpt2-medium gpt2-large --minutes 600
+
+Every procedure's students get the same minutes of training in all, on a machine that does nothing else; a pair divides them, its
+decomposer starts from its solver. Settings are train.py's, which were chosen for the solver. With --data the problems are the
+user's own (train, valid and test.jsonl in one folder), with --init the students start from those weights, both of a pair. Flags of
+train.py stand behind --, and hold for every student but a decomposer that starts from its solver. All tables take some five hours a seed.
+
+Each student is trained and each evaluation made once, in --out; what is there already is taken from there, so the same command
+goes on after a break, and prints tables alone when nothing is missing; after a change of the code take another --out. OUT/runs.jsonl
+has a row for each run: command, figures, machine, date.
+"""
+import argparse
+import datetime
+import hashlib
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from html import escape
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import infer  # noqa: E402
+from data import jsonl, read_problems, read_rows  # noqa: E402
+from model import GPT  # noqa: E402
+
+SECOND = 1.5 / 11  # of a pair's minutes go to the student that starts from the other
+SIZES = ((2, 32), (2, 64), (4, 96), (6, 128))  # layers, width
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+    label: str
+    procedure: str
+    students: Callable  # () -> {flag of infer.py: folder}, trains what is missing
+    test: Path
+    against: str = "cot"  # the row that it is compared with by McNemar's exact test; "": none
+    flags: tuple = ()  # of infer.py
+
+
+class Bench:
+    """What --out holds, made when it is asked for."""
+
+    def __init__(self, args):
+        self.out, self.args, self.seed = args.out.resolve(), args, args.seeds[0]
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.log = self.out / "runs.jsonl"
+        self.runs = {row["name"]: row for _, row in read_rows(self.log)} if self.log.exists() else {}
+
+    def once(self, kind, name, command, figures):
+        """Run the script of command(folder) for a new folder of --out, or a file, unless that has been done; returns the folder.
+
+        name: the flags that make it what it is. Its row in runs.jsonl gets figures(folder, lines that were printed).
+        """
+        name = [str(word.relative_to(self.out)) if isinstance(word, Path) and word.is_relative_to(self.out) else str(word) for word in name]
+        name = f"{kind}-{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:10]}"
+        folder = self.out / name
+        if name not in self.runs:
+            command = [str(word) for word in command(folder)]
+            print(*command, file=sys.stderr, flush=True)
+            printed = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=self.out, check=True,
+                                     stdout=subprocess.PIPE, text=True).stdout.splitlines()
+            commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
+            machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.processor()} {torch.get_num_threads()} threads"
+            self.runs[name] = {"name": name, "command": command, "date": datetime.date.today().isoformat(), "commit": commit,
+                               "machine": machine, "torch": torch.__version__, **figures(folder, printed)}
+            with open(self.log, "ab") as f:
+                f.write(jsonl([self.runs[name]]))
+        return folder
+
+    def data(self, *flags):
+        """A folder of problems by the template teacher with these flags."""
+        flags = ("--level", self.args.level, *flags)
+        return self.once("data", flags, lambda folder: ("annotate.py", *flags, "--out", folder), lambda *_: {})
+
+    def train_data(self, *flags):
+        """The folder of problems to train on."""
+        return self.args.data.resolve() if self.args.data else self.data("--seed", self.seed, *flags)
+
+    def test(self, *flags, seed=9):
+        """The file of problems to test on."""
+        if self.args.data:
+            return self.args.data.resolve() / "test.jsonl"
+        return self.data("--seed", seed, "--train", 1, "--valid", 1, *flags) / "test.jsonl"
+
+    def student(self, role, minutes, data, *flags):
+        """A trained student's folder."""
+        flags = ("--role", role, "--minutes", f"{minutes:g}", "--seed", self.seed, "--train", data / "train.jsonl",
+                 "--valid", data / "valid.jsonl", *flags)
+
+        def figures(folder, printed):
+            student = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+            return {"parameters": sum(p.numel() for p in GPT.open(folder).parameters()), "printed": printed} | student
+
+        return self.once(role, flags, lambda folder: ("train.py", *flags, "--out", folder, "--resume"), figures)
+
+    def first(self, role, share=1.0, data=None, flags=()):
+        """A student that starts from scratch, or from --init."""
+        if self.args.init and "--init" not in flags:
+            flags = ("--init", self.args.init[0], *flags)
+        return self.student(role, share * self.args.minutes, data or self.train_data(), *self.args.flags, *flags)
+
+    def single(self, role, data=None, flags=()):
+        """A student that needs no other, as of Row.students; with `data` it is trained on that, with `flags` of train.py."""
+        return {"student": self.first(role, 1.0, data, flags)}
+
+    def pair(self, data=None, flags=(), role="decomposer", guidance=()):
+        """A solver and a decomposer, which starts from it; from --init both, in half of the minutes each."""
+        if self.args.init:
+            return {"solver": self.first("solver", 0.5, data, flags), "decomposer": self.first(role, 0.5, data, (*flags, *guidance))}
+        solver = self.first("solver", 1 - SECOND, data, flags)
+        second = self.student(role, SECOND * self.args.minutes, data or self.train_data(), "--init", solver, *guidance)
+        return {"solver": solver, "decomposer": second}
+
+    def evaluate(self, row, calculator=True):
+        """The dialogues of a row, a list of infer.py's --out, and its figures, a list of lines."""
+        students = [word for flag, folder in row.students().items() for word in (f"--{flag}", folder)]
+        flags = ("--procedure", row.procedure, "--eval", row.test, *students, *row.flags, *(() if calculator else ("--no-calculator",)))
+        file = self.once("results", flags, lambda file: ("infer.py", *flags, "--out", file), lambda file, printed: {"printed": printed})
+        return list(infer.read_results(file).values()), self.runs[file.name]["printed"]
+
+
+# ---- the tables: each yields its rows for one seed of students and training problems ------------------------------------
+
+def procedures(b):
+    """Procedures at equal minutes"""
+    test = b.test()
+    for role in "cot", "answer", "unified":
+        yield Row(role, role, lambda: b.single(role), test)
+    # a student from scratch learns the problem's text and recites solutions too: is that what answers take?
+    yield Row("answer, learning nothing else", "answer", lambda: b.single("answer", flags=("--text-weight", 0, "--recite", 0)), test)
+    if not b.args.init and not any(flag.startswith("--n-") for flag in b.args.flags):
+        yield Row("larger cot, of the pair's size", "cot", lambda: b.single("cot", flags=("--n-embd", 144)), test)
+    yield Row("socratic", "socratic", b.pair, test)
+    yield Row("stepwise", "stepwise", lambda: b.pair(role="stepwise"), test)
+    yield Row("given the teacher's sub-questions, the pair's solver alone", "given", lambda: {"solver": b.pair()["solver"]}, test, "")
+
+
+def guidance(b):
+    """Guidance: what the decomposer is told"""
+    test = b.test()
+    yield Row("nothing", "socratic", b.pair, test)
+    for told in "steps", "equations":
+        yield Row(told, "socratic", lambda: b.pair(guidance=("--guidance", told)), test, "nothing")
+
+
+def sizes(b):
+    """Sizes at equal minutes"""
+    test = b.test()
+    flags = {f"{n} x {width}": ("--n-layer", n, "--n-embd", width) if (n, width) != (4, 96) else () for n, width in SIZES}
+    if b.args.init:
+        flags = {Path(init).name: ("--init", init) for init in b.args.init}
+    for size, its in flags.items():
+        yield Row(f"cot, {size}", "cot", lambda: b.single("cot", flags=its), test, f"cot, {size}")
+        yield Row(f"socratic, {size}", "socratic", lambda: b.pair(flags=its), test, f"cot, {size}")
+
+
+def both(b, what, test, data=None):
+    """A row of cot and a pair's, trained on the same."""
+    yield Row(f"cot, {what}", "cot", lambda: b.single("cot", data), test, f"cot, {what}")
+    yield Row(f"socratic, {what}", "socratic", lambda: b.pair(data), test, f"cot, {what}")
+
+
+def generalisation(b):
+    """Problems unlike those of the training (the longer ones reach positions that no training problem had)"""
+    yield from both(b, "5 to 8 steps after 2 to 4", b.test("--steps", "5-8"), b.train_data("--steps", "2-4"))
+    yield from both(b, "unseen wordings", b.test("--wordings", "test"), b.train_data("--wordings", "test"))
+    yield from both(b, "unseen names and objects", b.test("--made-up-test", 1, seed=10))
+
+
+def amounts(b):
+    """Annotations at equal minutes"""
+    for n in 1_000, 5_000, 50_000:
+        yield from both(b, f"{n:,} problems", b.test(), b.train_data(*(("--train", n) if n != 50_000 else ())))
+
+
+def votes(b):
+    """Votes: the answer that most of K dialogues have"""
+    for k in 1, 5, 20:
+        for procedure, students in ("cot", lambda: b.single("cot")), ("socratic", b.pair):
+            yield Row(f"{procedure}, {k} vote{'s' * (k > 1)}", procedure, students, b.test(), f"{procedure}, 1 vote",
+                      ("--votes", k) if k > 1 else ())
+
+
+def self_teacher(b):
+    """Students as their own teacher: 2,000 annotations, and what the pair samples for 8,000 problems of which the answers are known"""
+    def round(n):
+        if not n:
+            return b.train_data("--train", 2_000)
+        pair, before = b.pair(round(n - 1)), round(0)
+        more = b.data("--seed", b.seed + 100, "--train", 8_000)
+        bare = [{key: row[key] for key in ("id", "problem", "answer")} for row in read_problems(more / "train.jsonl")]
+        (more / "answers.jsonl").write_bytes(jsonl(bare))
+        flags = ("--solver", pair["solver"], "--decomposer", pair["decomposer"], "--samples", 4, "--keep", 1, "--seed", b.seed)
+        folder = b.once("self", (more, *flags), lambda folder: (
+            "annotate.py", "self", more / "answers.jsonl", *flags, "--force", "--out", folder / "new.jsonl"),
+            lambda folder, printed: {"printed": printed})
+        for name, parts in ("train.jsonl", (before / "train.jsonl", folder / "new.jsonl")), ("valid.jsonl", (before / "valid.jsonl",)):
+            (folder / name).write_bytes(b"".join(part.read_bytes() for part in parts))
+        return folder
+
+    for n in range(3):
+        yield Row(f"socratic, {n} round{'s' * (n != 1)}", "socratic", lambda: b.pair(round(n)), b.test(), "socratic, 0 rounds")
+    yield Row("socratic, 10,000 annotations of the teacher", "socratic", lambda: b.pair(b.train_data("--train", 10_000)), b.test(), "socratic, 0 rounds")
+
+
+TABLES = {table.__name__: table for table in (procedures, guidance, sizes, generalisation, amounts, votes, self_teacher)}
+TEMPLATES = "generalisation", "amounts", "self_teacher"  # the tables that --data cannot have
+
+
+# ---- print -------------------------------------------------------------------------------------------------------------
+
+def percent(results):
+    """The accuracy of dialogues, {(seed, row number): dialogue}, in per cent: of one seed with Wilson's interval, which is about
+    problems; of several their mean with the lowest and the highest seed's, which are about students."""
+    seeds = defaultdict(list)
+    for (seed, _), dialogue in results.items():
+        seeds[seed].append(dialogue["right"])
+    shares = [statistics.mean(right) for right in seeds.values()]
+    low, high = (min(shares), max(shares)) if len(shares) > 1 else infer.wilson(sum(seeds[seed]), len(results))
+    return f"{100 * statistics.mean(shares):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def by_steps(results, steps):
+    """{number of steps: accuracy} of dialogues; both {(seed, row number): dialogue, or its problem's number of steps}."""
+    right = defaultdict(list)
+    for key, dialogue in results.items():
+        right[steps[key]].append(dialogue["right"])
+    return {n: statistics.mean(right[n]) for n in sorted(right)}
+
+
+def asked(lines):
+    """What infer.py said of sub-questions: the share that is exactly the teacher's (per cent) and BLEU, or ()."""
+    exact = [float(line.split(": ")[1].split()[0]) for line in lines if line.startswith("questions exactly")]
+    return (*exact, *(float(line.rsplit(" ", 1)[1]) for line in lines if "BLEU" in line))
+
+
+def fill(b, table, wanted):
+    """Make what is missing of a table, and print its rows as they are complete, all seeds together; returns the lines that
+    a picture can have: {label: {number of steps: accuracy}}."""
+    print(f"\n**{table.__doc__}** ({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, "
+          f"seeds {' '.join(map(str, b.args.seeds))})\n\n"
+          "| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n|---|---|---|---|---|---|---|---|")
+    if b.args.data:
+        answers = Counter(problem["answer"] for problem in read_problems(b.test()))
+        answer, n = answers.most_common(1)[0]
+        print(f"| always {answer} | | | {100 * n / answers.total():.1f} | | | | |")
+    results, sizes, lines = {}, {}, {}  # of each label; dialogues by (seed, row number)
+    for label in [row.label for row in rows_of(b, table, b.args.seeds[0])]:
+        if wanted and not label.startswith(tuple(wanted)):
+            continue
+        found, without, steps, questions, p = {}, {}, {}, [], []
+        for seed in b.args.seeds:
+            row = next(row for row in rows_of(b, table, seed) if row.label == label)
+            dialogues, printed = b.evaluate(row)
+            found |= {(seed, dialogue["row"]): dialogue for dialogue in dialogues}
+            without |= {} if row.flags else {(seed, dialogue["row"]): dialogue for dialogue in b.evaluate(row, calculator=False)[0]}
+            steps |= {(seed, k): len(problem["steps"]) for k, problem in enumerate(read_problems(row.test), 1)}
+            questions.append(asked(printed))
+            trained = [b.runs[folder.name] for folder in row.students().values()]
+            sizes[label] = sum(run["parameters"] for run in trained)
+            if row.against != label and row.against in results:
+                pairs = Counter((dialogue["right"], results[row.against][seed, dialogue["row"]]["right"]) for dialogue in dialogues)
+                p.append(f"{infer.mcnemar(pairs[True, False], pairs[False, True]):.2g}")
+        results[label], lines[label] = found, by_steps(found, steps)
+        shares = " ".join(f"{n}: {100 * share:.0f}" for n, share in lines[label].items())
+        print(f"| {label} | {sizes[label]:,} | {sum(run['tokens'] for run in trained) / 1e6:.1f} | {percent(found)} | "
+              f"{percent(without) if without else ''} | {shares} | {', '.join(f'{statistics.mean(column):.1f}' for column in zip(*questions))} | "
+              f"{', '.join(p)}{f' against {row.against}' if p else ''} |", flush=True)
+    if table is TABLES["sizes"]:
+        right = {label: sum(row["right"] for row in found.values()) for label, found in results.items()}
+        # of the single students those that make something of their size: no smaller one is as right
+        cots = [cot for cot in right if cot.startswith("cot") and not any(
+            other.startswith("cot") and sizes[other] < sizes[cot] and right[other] >= right[cot] for other in right)]
+        beaten = [(sizes[cot] / sizes[pair], pair, cot) for cot in cots for pair in right
+                  if pair.startswith("socratic") and right[pair] >= right[cot]]
+        if beaten:
+            print("\nThe largest factor by which a pair is as right as a single student: {:.1f} ({}; {})".format(*max(beaten)))
+    return lines
+
+
+def rows_of(b, table, seed):
+    """The rows of a table for one seed."""
+    b.seed = seed
+    return table(b)
+
+
+def draw(lines, path):
+    """Draw accuracy by number of steps as an SVG file; lines: {label: {number of steps: accuracy}}."""
+    steps = sorted({n for line in lines.values() for n in line})
+    x, y = (lambda n: 50 + 380 * (n - steps[0]) / max(steps[-1] - steps[0], 1)), (lambda share: 330 - 300 * share)
+    marks = [f'<text x="{x(n):.0f}" y="350" text-anchor="middle">{n}</text>' for n in steps]
+    marks += [f'<path d="M50 {y(share):.0f}h380" stroke="#ddd"/><text x="44" y="{y(share) + 4:.0f}" text-anchor="end">{100 * share:.0f} %</text>'
+              for share in (0, 0.25, 0.5, 0.75, 1)]
+    for k, (label, line) in enumerate(lines.items()):
+        colour = f"hsl({360 * k // len(lines)} 70% 40%)"
+        points = " ".join(f"{x(n):.1f},{y(share):.1f}" for n, share in line.items())
+        marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                     f'<text x="450" y="{40 + 20 * k}" fill="{colour}">{escape(label)}</text>')
+    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 380" font-family="sans-serif" font-size="12">\n'
+                    + "\n".join(marks) + '\n<text x="240" y="370" text-anchor="middle">sub-questions of the problem</text>\n</svg>\n',
+                    encoding="utf-8")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all", help="which (all)")
+    p.add_argument("--rows", nargs="+", metavar="WORD", help="only rows that begin with one of these words")
+    p.add_argument("--minutes", type=float, default=11, help="of training of a procedure's students in all (%(default)s)")
+    p.add_argument("--level", type=int, default=1, help="of the template problems")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training problems and students; the test problems have seed 9")
+    p.add_argument("--data", type=Path, metavar="DIR", help="its train.jsonl, valid.jsonl and test.jsonl instead of templates")
+    p.add_argument("--init", nargs="+", metavar="DIR", help="weights to start from; `sizes` takes all, the other tables the first")
+    p.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR")
+    p.add_argument("--picture", type=Path, metavar="FILE", help="draw the last table by number of steps, as SVG")
+    argv = sys.argv[1:]
+    behind = argv.index("--") if "--" in argv else len(argv)
+    args = p.parse_args(argv[:behind])
+    args.flags = argv[behind + 1:]
+    args.init = args.init and [str(Path(init).resolve()) if Path(init).is_dir() else init for init in args.init]
+    names = [name for name in TABLES if not args.data or name not in TEMPLATES] if "all" in args.tables else args.tables
+    if args.data and (wrong := set(names) & set(TEMPLATES)):
+        p.error(f"{', '.join(sorted(wrong))}: these tables need the templates, not --data")
+    b = Bench(args)
+    for name in names:
+        lines = fill(b, TABLES[name], args.rows)
+    if args.picture and lines:
+        draw(lines, args.picture)
+
+
+if __name__ == "__main__":
+    main()
