@@ -699,6 +699,7 @@ def test_killed_and_resumed_no_problem_is_asked_again_but_those_in_flight(tmp_pa
     run = subprocess.Popen([sys.executable, ROOT / "annotate.py", "teacher", path, "--url", url, "--model", "mock", "--out", out],
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(log_of(url)["asked"]) < 40:
+        assert run.poll() is None
         time.sleep(0.02)
     run.send_signal(signal.SIGKILL)
     run.wait()

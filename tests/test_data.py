@@ -3,6 +3,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,36 @@ def test_the_tokenizer_json_of_transformers_is_read_as_strictly(change, told, to
     with pytest.raises(UserError, match=told) as error:
         Tokenizer.open(tmp_path)
     assert str(tmp_path / "tokenizer.json") in str(error.value) and "\n" not in str(error.value)
+
+
+def brute_force_ranks(texts, vocab_size):
+    """Learn a vocabulary by counting all pairs anew for each token."""
+    words = [[bytes([b]) for b in word.encode()] for text in texts for word in data._WORDS.findall(text)]
+    ranks = {bytes([b]): i for i, b in enumerate(data._BYTES)}
+    while len(ranks) < vocab_size - 1:
+        pairs = Counter(pair for word in words for pair in zip(word, word[1:]))
+        made = {pair: b"".join(pair) for pair, n in pairs.items() if n > 1}
+        made = {pair: token for pair, token in made.items() if token not in ranks and not re.search(rb"\n|[^ ][0-9]|[0-9].", token)
+                and (len(token) == 2 or not any(token[:k] == token[-k:] for k in range(1, len(token))))}
+        if not made:
+            break
+        pair = min(made, key=lambda pair: (-pairs[pair], pair))
+        ranks[made[pair]] = len(ranks)
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == pair:
+                    word[i:i + 2] = [made[pair]]
+                i += 1
+    return ranks
+
+
+@pytest.mark.parametrize("letters", ["ab ", "abc 1", "aab\n ", "einrs t", "é東a "])
+def test_learning_is_that_of_a_brute_force_count(letters):
+    draw = random.Random(letters)
+    for n in (3, 30, 300):
+        texts = ["".join(draw.choices(letters, k=draw.randrange(20))) for _ in range(n)]
+        assert Tokenizer.learn(texts, 300).ranks == brute_force_ranks(texts, 300)
 
 
 def test_learning_takes_the_most_frequent_pair_first():

@@ -1,5 +1,6 @@
 """model.py against independent truths: transformers' GPT-2, a float64 loop without cache, a second way to write the file, a
 local server that breaks off."""
+import copy
 import hashlib
 import http.server
 import json
@@ -548,11 +549,11 @@ def assert_whole(folder, server):
 
 @pytest.mark.parametrize("how", [{}, {"cuts": [1, 5000, 3]}, {"cuts": [9000], "no_ranges": True}, {"no_length": True}])
 def test_published_weights_are_downloaded_once_in_spite_of_breaks(how, hub):
-    hub.how.update(how)
+    hub.how.update(copy.deepcopy(how))  # the hub takes from its cuts
     folder = published("gpt2")
     assert_whole(folder, hub)
     ranges = [asked for file, asked in hub.asked if file == "model.safetensors"]
-    if how.get("cuts") == [] and not how.get("no_ranges"):
+    if "cuts" in how and "no_ranges" not in how:
         assert ranges[-1] == f"bytes={1 + 5000 - 1 + 3 - 1 - 1}-"  # each try asks for the last byte once more
     hub.how["status"] = 500
     assert published("gpt2") == folder and GPT.open(folder).config.n_layer == 2

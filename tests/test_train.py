@@ -18,7 +18,7 @@ import torch
 import annotate
 import infer
 import train
-from data import Tokenizer, UserError, encode_problems, make_batch, read_problems, run, segments, write_problems
+from data import Tokenizer, UserError, encode_problems, jsonl, make_batch, read_problems, run, segments, write_problems
 from model import GPT, GPTConfig, read_safetensors
 
 ROOT = Path(train.__file__).parent
@@ -163,6 +163,12 @@ def test_both_students_overfit_eight_problems_and_solve_all(here):
         teacher = next(p for p in read_problems("annotations/train.jsonl") if p["problem"] == dialogue["problem"])
         assert dialogue["answer"] == teacher["answer"]
         assert [step["question"] for step in dialogue["steps"]] == [step["question"] for step in teacher["steps"]]
+    bare = [{key: problem[key] for key in ("problem", "answer")} for problem in taught]
+    Path("bare.jsonl").write_bytes(jsonl(bare))
+    done(script("annotate.py", "self", "bare.jsonl", "--samples", 2, "--temperature", 0.01, "--limit", 5, "--out", "self.jsonl", cwd=here))
+    assert [row["steps"] for row in read_problems("self.jsonl")] == [problem["steps"] for problem in taught[:5]]
+    process = script("annotate.py", "self", "annotations/train.jsonl", "--samples", 2, "--temperature", 0.01, "--out", "none.jsonl", cwd=here)
+    assert "none of 16 samples is right and new" in process.communicate(timeout=240)[1] and process.returncode == 1
 
 
 def test_same_seed_same_bytes_and_another_seed_others(here):
@@ -198,7 +204,6 @@ def test_ctrl_c_leaves_a_usable_student(here):
     deadline = time.monotonic() + 60
     while not Path("runs/solver/log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
     process.send_signal(signal.SIGINT)
     lines = done(process, status=130)
     assert "stopped early, but usable in runs/solver" in lines
@@ -206,8 +211,9 @@ def test_ctrl_c_leaves_a_usable_student(here):
     assert json.loads(Path("runs/solver/last/student.json").read_text())["stopped"]
 
 
-def test_bfloat16_learns_too_and_is_kept_in_float32(here):
-    done(script("train.py", "--role", "solver", "--steps", 150, "--warmup", 20, "--dtype", "bfloat16", *TINY, cwd=here))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns_too_and_is_kept_in_float32(dtype, here):
+    done(script("train.py", "--role", "solver", "--steps", 150, "--warmup", 20, "--dtype", dtype, *TINY, cwd=here))
     losses = [row["valid_loss"] for row in map(json.loads, Path("runs/solver/log.jsonl").open()) if "valid_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
     assert GPT.open("runs/solver").wte.weight.dtype == torch.float32
