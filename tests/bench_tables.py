@@ -72,7 +72,7 @@ class Bench:
             printed = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=self.out, check=True,
                                      stdout=subprocess.PIPE, text=True).stdout.splitlines()
             commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
-            machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.processor()} {torch.get_num_threads()} threads"
+            machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {torch.get_num_threads()} threads"
             self.runs[name] = {"name": name, "command": command, "date": datetime.date.today().isoformat(), "commit": commit,
                                "machine": machine, "torch": torch.__version__, **figures(folder, printed)}
             with open(self.log, "ab") as f:
@@ -313,7 +313,7 @@ def draw(lines, path):
                     encoding="utf-8")
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all", help="which (all)")
     p.add_argument("--rows", nargs="+", metavar="WORD", help="only rows that begin with one of these words")
@@ -324,7 +324,7 @@ def main():
     p.add_argument("--init", nargs="+", metavar="DIR", help="weights to start from; `sizes` takes all, the other tables the first")
     p.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the last table by number of steps, as SVG")
-    argv = sys.argv[1:]
+    argv = sys.argv[1:] if argv is None else argv
     behind = argv.index("--") if "--" in argv else len(argv)
     args = p.parse_args(argv[:behind])
     args.flags = argv[behind + 1:]

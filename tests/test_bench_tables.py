@@ -1,0 +1,84 @@
+"""bench_tables.py: what is run for a table, and what is made of it; the scripts themselves are not run."""
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import bench_tables
+from data import jsonl
+
+PROBLEMS = [{"id": str(i), "problem": f"P {i}", "answer": "1", "steps": [{"question": "q", "solution": "s"}] * (2 + i % 2)} for i in range(8)]
+RIGHT = {"socratic": {0, 1, 2, 3, 4}, "cot": {4, 5}}  # rows that a procedure solves with the calculator; without, none is
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that are given, each a list of words; stand-ins answer them."""
+    given = []
+
+    def run(command, **how):
+        if command[0] == "git":
+            return SimpleNamespace(stdout="0123abc\n")
+        script, *words = command[1:]
+        flags = dict(zip(words, words[1:]))
+        out, printed = Path(flags["--out"]), ""
+        given.append([Path(script).name, *words])
+        if Path(script).name == "infer.py":
+            right = RIGHT.get(flags["--procedure"], set()) if "--no-calculator" not in words else set()
+            rows = [{"row": i, "problem": p["problem"], "right": i - 1 in right} for i, p in enumerate(PROBLEMS, 1)]
+            out.write_bytes(jsonl([{"run": {}}, *rows]))
+            printed = "questions exactly the teacher's: 62.5 % (5/8), in any order: ...\nas many questions ...; BLEU 71.2\naccuracy ...\n"
+        elif words[0] == "self":
+            out.parent.mkdir()
+            out.write_bytes(jsonl(PROBLEMS))
+        else:
+            out.mkdir()
+            for split in "train", "valid", "test":
+                (out / f"{split}.jsonl").write_bytes(jsonl(PROBLEMS))
+            (out / "student.json").write_text(json.dumps({"tokens": 2_500_000}))
+        return SimpleNamespace(stdout=printed)
+
+    monkeypatch.setattr(bench_tables.subprocess, "run", run)
+    monkeypatch.setattr(bench_tables.GPT, "open", lambda folder: SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1000)]))
+    return given
+
+
+def minutes(commands, out):
+    """The minutes of the student in this folder."""
+    return next(float(words[words.index("--minutes") + 1]) for words in commands if words[0] == "train.py" and words[-2] == str(out))
+
+
+def test_procedures_get_the_same_minutes_and_nothing_is_run_twice(commands, tmp_path, capsys):
+    bench_tables.main(["procedures", "--minutes", "22", "--seeds", "3", "4", "--out", str(tmp_path)])
+    for words in commands:
+        if words[0] == "infer.py" and "given" not in words:
+            students = [words[words.index(flag) + 1] for flag in ("--student", "--solver", "--decomposer") if flag in words]
+            assert sum(minutes(commands, student) for student in students) == pytest.approx(22)
+    once = [tuple(words) for words in commands]
+    assert len(once) == len(set(once)) == len((tmp_path / "runs.jsonl").read_text().splitlines())
+    first = capsys.readouterr().out
+    bench_tables.main(["procedures", "--minutes", "22", "--seeds", "3", "4", "--out", str(tmp_path)])
+    assert len(commands) == len(once) and capsys.readouterr().out == first
+
+
+def test_a_row_says_what_its_runs_came_to(commands, tmp_path, capsys):
+    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--out", str(tmp_path / "o"), "--picture", str(tmp_path / "p.svg")])
+    cot, socratic = [re.split(r" *\| *", row)[1:-1] for row in capsys.readouterr().out.splitlines() if row.startswith(("| cot", "| soc"))]
+    assert cot[:4] == ["cot", "1,000", "2.5", "25.0 (7.1-59.1)"]  # Wilson's interval of 2 of 8
+    # right of steps 2 (even rows) and 3: 0, 2, 4 and 1, 3 of four each; alone 4 (0 to 3) against 1 (5): p = 2 * 6 / 32
+    assert socratic[:3] == ["socratic", "2,000", "5.0"] and socratic[4].startswith("0.0")
+    assert socratic[5:] == ["2: 75 3: 50", "62.5, 71.2", "0.38 against cot"]
+    assert (tmp_path / "p.svg").read_text().count("<polyline") == 2
+
+
+def test_several_seeds_are_told_by_the_lowest_and_the_highest():
+    results = {(seed, row): {"right": row < right} for seed, right in ((0, 6), (1, 7), (2, 8)) for row in range(10)}
+    assert bench_tables.percent(results) == "70.0 (60.0-80.0)"
+
+
+@pytest.mark.parametrize("table", bench_tables.TABLES)
+def test_every_table_can_be_made(table, commands, tmp_path, capsys):
+    bench_tables.main([table, "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("\n| ") >= 4
