@@ -625,6 +625,8 @@ def test_train_starts_from_published_weights_by_name(hub, tmp_path, monkeypatch,
     flags = ["--role", "solver", "--train", "train.jsonl", "--valid", "valid.jsonl", "--steps", "1", "--device", "cpu"]
     train.main([*flags, "--init", "gpt2", "--cache", "cache", "--block-size", "60", "--dropout", "0.1"])
     assert "adamw" in capsys.readouterr().err
+    settings = torch.load("runs/solver/last/trainer.pt", weights_only=True)["settings"]
+    assert (settings["lr"], settings["text_weight"], settings["recite"]) == (5e-5, 0, 0)  # gentle, and nothing beside the method
     student = GPT.open("runs/solver")
     assert (student.config.block_size, student.config.dropout, student.config.n_layer) == (60, 0.1, 2)
     assert (student.wte.weight - GPT.open(published("gpt2", "cache")).wte.weight).abs().max() < 1e-3  # one step from it
