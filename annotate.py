@@ -1565,10 +1565,12 @@ def report(out, counts):
         print(f"{out}: {counts[out]:,} problems")
         return
     print(f"{out}: " + ", ".join(f"{path.stem} {n:,}" for path, n in counts.items()) + " problems")
-    if out == Path("annotations"):
+    train, valid, test = (shlex.quote(str(out / f"{split}.jsonl")) for split in SPLITS)
+    if counts.get(out / "test.jsonl", 0) > counts.get(out / "train.jsonl", 0):
+        print(f"next: python infer.py --eval {test}")
+    elif out == Path("annotations"):
         print("next: python train.py --role solver")
     else:
-        train, valid = (shlex.quote(str(out / f"{split}.jsonl")) for split in ("train", "valid"))
         print(f"next: python train.py --role solver --train {train} --valid {valid}")
 
 

@@ -398,6 +398,8 @@ def test_same_seed_same_bytes_in_another_process_and_no_text_in_two_splits(tmp_p
         texts += [row["problem"] for row in rows]
     assert len(set(texts)) == len(texts)
     assert "next: python train.py --role solver --train" in capsys.readouterr().out
+    call("--train", 1, "--valid", 1, "--test", 5, "--out", tmp_path / "unseen")
+    assert capsys.readouterr().out.endswith(f"next: python infer.py --eval {tmp_path / 'unseen' / 'test.jsonl'}\n")
 
 
 def test_made_up_shares_and_steps_are_flags(tmp_path):
