@@ -41,7 +41,6 @@ from infer import Sampling, calculate, open_student, same_answer, socratic, solv
 
 SPLITS = "train", "valid", "test"
 SHARES = 95, 5, 0  # percent of a dataset's problems in each split
-OF_ITS_STEPS = "questions", "kinds"  # keys of a row that speak of its steps, and go with them
 STYLES = "restate", "short"  # how solutions are laid out: see write_solution
 
 
@@ -1319,12 +1318,17 @@ class Output:
         self.synced = time.monotonic()
 
 
+def for_new_steps(row):
+    """A row without what it says of the steps that it had."""
+    return {key: value for key, value in row.items() if key not in ("questions", "kinds")}
+
+
 def teacher(args):
     """The LLM teacher: have the problems of a file annotated by a model behind an OpenAI-compatible server."""
     prompts, endpoint = read_prompts(args), Endpoint(args)
     problems = {}
     for n, row in enumerate(read_problems(args.file, steps=args.style == "questions"), 1):
-        row = {"id": f"{args.file.stem}-{n}"} | {key: value for key, value in row.items() if key not in OF_ITS_STEPS}
+        row = {"id": f"{args.file.stem}-{n}"} | for_new_steps(row)
         problems.setdefault(row["problem"], row)
     if args.dry_run:
         first = next(iter(problems.values()))
@@ -1416,8 +1420,7 @@ def self_teacher(args):
                     about = {"decomposer": str(args.decomposer), "solver": str(args.solver), "temperature": args.temperature,
                              "sample": k + 1}
                     name = f"{problem.get('id', index + 1)}-self-{len(found[index]) + 1}"
-                    kept = {key: value for key, value in problem.items() if key not in OF_ITS_STEPS}
-                    found[index].append({**kept, "id": name, "steps": steps, "teacher": about})
+                    found[index].append({**for_new_steps(problem), "id": name, "steps": steps, "teacher": about})
                 bar.set_postfix_str(f"{sum(map(len, found)):,} new annotations", refresh=False)
     rows = [row for one in found for row in one]
     if not rows:

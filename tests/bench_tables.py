@@ -232,14 +232,6 @@ def percent(results):
     return f"{100 * statistics.mean(shares):.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def by_steps(results, steps):
-    """{number of steps: accuracy} of dialogues; both {(seed, row number): dialogue, or its problem's number of steps}."""
-    right = defaultdict(list)
-    for key, dialogue in results.items():
-        right[steps[key]].append(dialogue["right"])
-    return {n: statistics.mean(right[n]) for n in sorted(right)}
-
-
 def asked(lines):
     """What infer.py said of sub-questions: the share that is exactly the teacher's (per cent) and BLEU, or ()."""
     exact = [float(line.split(": ")[1].split()[0]) for line in lines if line.startswith("questions exactly")]
@@ -260,20 +252,22 @@ def fill(b, table, wanted):
     for label in [row.label for row in rows_of(b, table, b.args.seeds[0])]:
         if wanted and not label.startswith(tuple(wanted)):
             continue
-        found, without, steps, questions, p = {}, {}, {}, [], []
+        found, without, problems, questions, p = {}, {}, [], [], []
         for seed in b.args.seeds:
             row = next(row for row in rows_of(b, table, seed) if row.label == label)
             dialogues, printed = b.evaluate(row)
             found |= {(seed, dialogue["row"]): dialogue for dialogue in dialogues}
             without |= {} if row.flags else {(seed, dialogue["row"]): dialogue for dialogue in b.evaluate(row, calculator=False)[0]}
-            steps |= {(seed, k): len(problem["steps"]) for k, problem in enumerate(read_problems(row.test), 1)}
+            tested = read_problems(row.test)
+            problems += [tested[dialogue["row"] - 1] for dialogue in dialogues]
             questions.append(asked(printed))
             trained = [b.runs[folder.name] for folder in row.students().values()]
             sizes[label] = sum(run["parameters"] for run in trained)
             if row.against != label and row.against in results:
                 pairs = Counter((dialogue["right"], results[row.against][seed, dialogue["row"]]["right"]) for dialogue in dialogues)
                 p.append(f"{infer.mcnemar(pairs[True, False], pairs[False, True]):.2g}")
-        results[label], lines[label] = found, by_steps(found, steps)
+        results[label] = found
+        lines[label] = {n: right / of for n, (right, of) in infer.shares(problems, found.values(), lambda p: len(p["steps"])).items()}
         shares = " ".join(f"{n}: {100 * share:.0f}" for n, share in lines[label].items())
         print(f"| {label} | {sizes[label]:,} | {sum(run['tokens'] for run in trained) / 1e6:.1f} | {percent(found)} | "
               f"{percent(without) if without else ''} | {shares} | {', '.join(f'{statistics.mean(column):.1f}' for column in zip(*questions))} | "
