@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from fractions import Fraction
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,11 +237,11 @@ def add_step(role, dialogue, **step):
 
 # Each problem has a slot, and in the KV cache of each student the row of that number. At any moment a slot's procedure waits
 # for one of the students, who has some tokens of the slot's sequence yet to read: the one that it has just written, a
-# calculator's result with it, a question, the whole problem. Those of a student's slots with about equally much to read share
-# a forward, which reads all of that and gives each one token more. What a slot's text is depends on no other slot.
+# calculator's result with it, a question, the whole problem. All slots that wait for a student share a forward, which reads
+# that for each, much or little, and gives each one token more. What a slot's text is depends on no other slot.
 
 MAX_LINE = 200         # tokens that a student may write in one go
-PREFILL_TOKENS = 4096  # tokens of one forward that reads prompts, padding included
+PREFILL_TOKENS = 4096  # of one forward, so that its memory stays small
 
 
 class Student:
@@ -256,7 +257,7 @@ class Student:
         self.cache = KVCache(model.config, slots, self.device, model.wte.weight.dtype)
         self.pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.end)]  # the bytes of each token
         self.prompt, self.length, self.pending = [[] for _ in range(slots)], [0] * slots, [[] for _ in range(slots)]
-        self.forwards, self.taken, self.written, self.read_tokens, self.all_tokens = 0, 0, 0, 0, 0  # all: padding and idle rows too
+        self.forwards, self.taken, self.tokens, self.written = 0, 0, 0, 0
 
     def begin(self, slot, problem):
         """Start a slot's sequence with a problem; if the row holds that very prompt, only its last token is read again."""
@@ -294,37 +295,27 @@ class Student:
         Left for later are those beyond PREFILL_TOKENS, and those whose prompt another is just reading: they will copy it.
         Returns the slots that had their turn, and the logits behind their last token (number of slots, vocab_size).
         """
-        group, T, prompts = [], 0, []
+        group, n, prompts = [], 0, []
         for slot in sorted(slots, key=lambda slot: len(self.pending[slot])):
             if not self.length[slot]:
                 self.fork(slot)
             if not self.length[slot] and self.prompt[slot] in prompts:
                 continue
-            if group and max(T, len(self.pending[slot])) * (len(group) + 1) > PREFILL_TOKENS:
+            if group and n + len(self.pending[slot]) > PREFILL_TOKENS:
                 break
             group.append(slot)
-            T = max(T, len(self.pending[slot]))
+            n += len(self.pending[slot])
             prompts += [] if self.length[slot] else [self.prompt[slot]]
-        # The rows from the first to the last of the group take part if most of them are in it: a view of the cache is
-        # cheaper than a copy. What an idle row leaves behind lies beyond its end, where its next tokens overwrite it.
-        group.sort()
-        rows = range(group[0], group[-1] + 1)
-        view = len(rows) <= 2 * len(group)
-        rows = rows if view else group
-        feed = {slot: self.pending[slot] for slot in group}
-        ids = [feed.get(row, []) + [0] * (T - len(feed.get(row, []))) for row in rows]  # (B, T)
-        last = [i * T + len(feed[row]) - 1 for i, row in enumerate(rows) if row in feed]  # (len(group),)
-        start = [self.length[row] for row in rows]  # (B,)
-        upto = max(self.length[slot] + len(feed[slot]) for slot in group)
-        ids, last, start, some = (torch.tensor(x, device=self.device, dtype=torch.long) for x in (ids, last, start, group))
-        self.cache.place(start, T, upto, slice(rows.start, rows.stop) if view else some)
-        logits = self.model(ids, last, self.cache)
+        group.sort()  # neighbours in the cache stand together
+        counts = [len(self.pending[slot]) for slot in group]
+        self.cache.place(group, [self.length[slot] for slot in group], counts)
+        ids, ends = [token for slot in group for token in self.pending[slot]], list(accumulate(counts))
+        logits = self.model(torch.tensor([ids], device=self.device), torch.tensor(ends, device=self.device) - 1, self.cache)
         self.forwards += 1
+        self.tokens += n
         self.written += len(group)
-        self.read_tokens += sum(map(len, feed.values()))
-        self.all_tokens += ids.numel()
         for slot in group:
-            self.length[slot] += len(feed[slot])
+            self.length[slot] += len(self.pending[slot])
             self.pending[slot] = []
         return group, logits
 
@@ -407,14 +398,11 @@ class Dialogue:
 
 
 def next_group(live, turn):
-    """Which forward is next, (student, slots): of the groups that wait for the same student with about equally much to read
-    (up to twice as much), the one whose members have waited longest, all taken together.
-
-    So a forward has many rows, few of them padded, and nobody waits forever. live: {slot: Dialogue}.
-    """
+    """Which forward is next, (student, slots): of the student for whom the slots that wait have waited longest, all taken
+    together, so that a forward has many rows and nobody waits forever. live: {slot: Dialogue}."""
     groups = defaultdict(list)
     for slot, dialogue in live.items():
-        groups[dialogue.want.role, (len(dialogue.student.pending[slot]) - 1).bit_length()].append(slot)
+        groups[dialogue.want.role].append(slot)
     slots = max(groups.values(), key=lambda slots: sum(turn - live[slot].since for slot in slots))
     return live[slots[0]].student, slots
 
@@ -631,7 +619,7 @@ def work(students, seconds, n):
         slots, cache = len(student.length), student.cache.k.nbytes + student.cache.v.nbytes
         forwards = max(1, student.forwards)
         lines.append(f"{role}: {student.forwards:,} forwards, {student.taken / forwards:.1f} of {slots} slots taken, "
-                     f"{student.written / forwards:.1f} in a forward, {100 - 100 * student.read_tokens / max(1, student.all_tokens):.0f} % padding; "
+                     f"{student.tokens / forwards:.1f} tokens read and {student.written / forwards:.1f} written in a forward, none padded; "
                      f"cache {cache / slots / 2 ** 20:.1f} MiB a slot")
     return lines
 

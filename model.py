@@ -13,6 +13,7 @@ import os
 import re
 import urllib.request
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,15 +63,14 @@ class Attention(nn.Module):
 
     def forward(self, x, cache=None):
         B, T, C = x.shape
-        n_head, dropout = self.config.n_head, self.config.dropout if self.training else 0.0
-        q, k, v = (part.view(B, T, n_head, C // n_head).transpose(1, 2)  # (B, n_head, T, head_dim)
-                   for part in self.c_attn(x).split(C, dim=2))
+        dropout = self.config.dropout if self.training else 0.0
+        q, k, v = (part.view(B, T, self.config.n_head, -1) for part in self.c_attn(x).split(C, dim=2))  # (B, T, n_head, head_dim)
         if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
         else:
-            k, v = cache.update(self.layer, k, v)  # (B, n_head, upto, head_dim)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), dropout)
+            y = cache.attend(self.layer, q[0], k[0], v[0])
+        return F.dropout(self.c_proj(y.reshape(B, T, C)), dropout)
 
 
 class MLP(nn.Module):
@@ -107,8 +107,8 @@ class GPT(nn.Module):
 
     `model(ids)` maps ids (B, T) int64 to logits (B, T, vocab_size). Rows shorter than T are padded on the right with any
     id: a causal model never looks at what follows. `at` (N,) int64 picks positions of the flattened (B * T) batch and
-    makes it logits (N, vocab_size), since the head is a third of GPT-2 small's work. With a `cache` that was told by
-    `cache.place` where these tokens stand, the tokens before them are not read again. With `checkpoint_activations` a
+    makes it logits (N, vocab_size), since the head is a third of GPT-2 small's work. With a `cache` ids is (1, N), new tokens
+    of any rows of it, of which `cache.place` has been told; those before them are not read again. With `checkpoint_activations` a
     training step keeps one activation a block and computes the rest again on its way back: less memory, a third more work.
     """
     checkpoint_activations = False
@@ -242,47 +242,70 @@ class GPT(nn.Module):
 
 
 class KVCache:
-    """Keys and values of every layer for a batch of rows, each row at a position of its own.
+    """Keys and values of every layer for a batch of rows, each of which grows on its own.
 
-    Before a forward of ids (B, T), `place` says where its tokens stand: those of the i-th row at positions start[i],
-    start[i] + 1, ... A row with fewer than T tokens is padded on the right; what its padding leaves behind lies beyond the
-    row's end, where nothing looks before the row's next tokens overwrite it.
+    A forward's ids (1, N) are the new tokens of some rows, one row's behind another's, without padding: the matrices see N
+    tokens, and only attention, in `attend`, knows of rows. `place` says beforehand which tokens are whose.
     """
 
     def __init__(self, config, rows, device="cpu", dtype=torch.float32):
-        # one position more than the block: padding that would stand beyond the block is written there
-        shape = (config.n_layer, rows, config.n_head, config.block_size + 1, config.n_embd // config.n_head)
-        self.block_size = config.block_size
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.n_layer, rows, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.k, self.v = (zeros(shape, device, dtype) for _ in "kv")
+        self.few_calls = self.k.device.type != "cpu"
 
-    def place(self, start, T, upto, rows=None):
-        """Say where the next forward's tokens stand.
-
-        start (B,) int64, the position of each row's first token; T tokens a row; upto (int), the end of the longest row:
-        the largest start + number of real tokens; rows, those of the cache that take part: a slice, of which the model
-        sees a view, or (B,) int64, whose keys and values are copied for it; all of them if None.
+    def place(self, rows, starts, counts):
+        """Say where the next forward's tokens stand: the first counts[0] in the row rows[0] of the cache, at the positions
+        from starts[0] on, those behind them in rows[1], ... Three lists of int, at least one row, none of them twice.
         """
-        places = start[:, None] + torch.arange(T, device=start.device)  # (B, T)
-        self.rows = slice(None) if rows is None else rows
-        self.write_rows = torch.arange(self.k.shape[1], device=start.device)[self.rows]  # (B,)
-        self.write_at = places.clamp(max=self.block_size)
-        self.positions = places.clamp(max=self.block_size - 1)
-        self.upto = upto
-        # a query sees every key up to its own position: (B, 1, T, upto); a single one sees all that there is
-        self.mask = (torch.arange(upto, device=start.device) <= places[:, :, None])[:, None] if places.numel() > 1 else None
+        device, spans = self.k.device, list(zip(rows, starts, counts))
+        self.rows = torch.tensor([row for row, _, n in spans for _ in range(n)], device=device)  # (N,)
+        self.positions = torch.tensor([start + t for _, start, n in spans for t in range(n)], device=device)  # (N,)
+        # A call of attention sees all rows with a single new token, another, padded, the longer ones. On the CPU, where a
+        # copy of the keys takes longer than a call, one sees neighbours with a single token, and each longer row has its own.
+        if self.few_calls:
+            kinds = [n > 1 for n in counts]
+            groups = [[i for i, longer in enumerate(kinds) if longer == kind] for kind in set(kinds)]
+        else:
+            groups = [list(run) for _, run in groupby(range(len(rows)), lambda i: (rows[i] - i, -1) if counts[i] == 1 else (0, i))]
+        first = [0, *accumulate(counts)]
+        self.calls = []
+        for group in groups:
+            T, upto = max(counts[i] for i in group), max(starts[i] + counts[i] for i in group)
+            tokens = index([first[i] + min(t, counts[i] - 1) for i in group for t in range(T)], device)  # (B * T,), padded by a row's last
+            at = self.positions[tokens].view(len(group), T)
+            # a query sees every key up to its own position; the only one of a single row sees all that there is
+            mask = (torch.arange(upto, device=device) <= at[:, :, None])[:, None] if at.numel() > 1 else None  # (B, 1, T, upto)
+            self.calls.append((index([rows[i] for i in group], device), tokens, at.shape, upto, mask))
 
-    def update(self, layer, k, v):
-        """Store one layer's new k, v (B, n_head, T, head_dim); return all keys and values (B, n_head, upto, head_dim)."""
-        where = (self.write_rows[:, None], slice(None), self.write_at)
-        self.k[layer][where] = k.transpose(1, 2).to(self.k.dtype)  # the indexed dimensions come first: (B, T, n_head, head_dim)
-        self.v[layer][where] = v.transpose(1, 2).to(self.v.dtype)
-        return self.k[layer, self.rows, :, :self.upto], self.v[layer, self.rows, :, :self.upto]
+    def attend(self, layer, q, k, v):
+        """Store one layer's new k and v, and let q look at all that its row has, up to itself: (N, n_head, head_dim) each."""
+        self.k[layer][self.rows, :, self.positions] = k.to(self.k.dtype)
+        self.v[layer][self.rows, :, self.positions] = v.to(self.v.dtype)
+        out = torch.empty_like(q)
+        for rows, tokens, shape, upto, mask in self.calls:
+            keys, values = self.k[layer, rows, :, :upto], self.v[layer, rows, :, :upto]  # (B, n_head, upto, head_dim)
+            y = F.scaled_dot_product_attention(q[tokens].unflatten(0, shape).transpose(1, 2), keys, values, attn_mask=mask)
+            out[tokens] = y.transpose(1, 2).flatten(0, 1)  # what is padded is its row's last token, and comes out as that
+        return out
 
     def fork(self, source, target, n):
         """Copy the first n positions of the row `source` to the row `target`."""
         for cache in self.k, self.v:
             cache[:, target, :, :n] = cache[:, source, :, :n]
+
+
+def index(numbers, device):
+    """What takes these rows of a tensor: a slice, which copies nothing, where they are consecutive, else an int64 tensor."""
+    consecutive = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return slice(numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=device)
+
+
+def zeros(shape, device, dtype):
+    """torch.zeros, but on the CPU of memory that the system gives only where something is written: of a cache with
+    64 rows for a block of 1,024 tokens, dialogues of 200 tokens use a fifth."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 # ---- the files of a folder ---------------------------------------------------------------------------------------------

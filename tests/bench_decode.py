@@ -68,7 +68,7 @@ def decode(args, batch):
     def engine():
         """The engine's own forwards, without the text that a procedure would make of them."""
         student.__dict__.update(model=ours, device=ids.device, cache=infer.KVCache(ours.config, batch), forwards=0, written=0,
-                                read_tokens=0, all_tokens=0, prompt=[list(p) for p in prompts], length=[0] * batch,
+                                tokens=0, prompt=[list(p) for p in prompts], length=[0] * batch,
                                 pending=[list(p) for p in prompts])
         written["ours"] = [[] for _ in range(batch)]
         while len(written["ours"][0]) < args.tokens:

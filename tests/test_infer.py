@@ -293,14 +293,13 @@ class Script:
 
     def __call__(self, ids, at, cache):
         """Logits (N, vocab_size); `forwards` keeps for each call which row read what: {row: (first position, text)}."""
-        T = ids.shape[1]
-        logits, read, rows = torch.zeros(len(at), BYTES.vocab_size), {}, cache.write_rows.tolist()
-        for k, place in enumerate(at.tolist()):
-            i, n = place // T, place % T + 1
-            row, start = rows[i], int(cache.write_at[i, 0])
-            sequence = self.rows[row] = self.rows.get(row, [])[:start] + ids[i, :n].tolist()
-            assert len(sequence) == start + n, "a row skips a position"
-            read[row] = start, BYTES.decode(ids[i, :n].tolist())
+        logits, read, first = torch.zeros(len(at), BYTES.vocab_size), {}, 0
+        for k, end in enumerate(at.tolist()):
+            row, start, new = int(cache.rows[end]), int(cache.positions[first]), ids[0, first:end + 1].tolist()
+            first = end + 1
+            sequence = self.rows[row] = self.rows.get(row, [])[:start] + new
+            assert len(sequence) == start + len(new), "a row skips a position"
+            read[row] = start, BYTES.decode(new)
             following = [script for script in self.scripts if script[:len(sequence)] == sequence]
             logits[k, following[0][len(sequence)] if following else ord("?")] = 1
         self.forwards.append(read)
@@ -552,7 +551,8 @@ def test_evaluation_counts_and_keeps_every_dialogue(tmp_path, capsys):
     assert lines[7] == "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)"
     assert lines[8].startswith("as many questions as the teacher's: 66.7 % (2/3); BLEU ")
     assert lines[-1].startswith("accuracy 33.3 % (1/3), 95 % interval 6.1-79.2")
-    assert re.fullmatch(r"solver: \d+ forwards, [\d.]+ of 2 slots taken, [\d.]+ in a forward, \d+ % padding; cache [\d.]+ MiB a slot", lines[1])
+    assert re.fullmatch(r"solver: \d+ forwards, [\d.]+ of 2 slots taken, [\d.]+ tokens read and [\d.]+ written in a forward, none padded; "
+                        r"cache [\d.]+ MiB a slot", lines[1])
 
 
 HOSTILE = "</summary><script>alert(1)</script><img src=x onerror=alert(1)> & \ud800 {0} %s"

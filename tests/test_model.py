@@ -87,14 +87,14 @@ def test_greedy_decoding_of_ragged_prompts_is_that_of_generate(tmp_path, transfo
     left = torch.tensor([[end] * (T - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
     expected = theirs.generate(left, attention_mask=mask, max_new_tokens=new, do_sample=False)[:, T:]
-    cache, written = KVCache(model.config, 8, dtype=torch.float64), []
-    lengths = torch.tensor([len(p) for p in prompts])
-    ids, last, start = torch.tensor([p + [0] * (T - len(p)) for p in prompts]), lengths - 1, torch.zeros(8, dtype=torch.long)
+    cache, written, lengths = KVCache(model.config, 8, dtype=torch.float64), [], [0] * 8
+    feeds = prompts
     for step in range(new):
-        cache.place(start, ids.shape[1], int(lengths.max()) + step)
+        counts = [len(feed) for feed in feeds]
+        cache.place(list(range(8)), lengths, counts)
         with torch.no_grad():
-            written.append(model(ids, torch.arange(8) * ids.shape[1] + last, cache).argmax(-1))
-        ids, last, start = written[-1][:, None], torch.zeros(8, dtype=torch.long), lengths + step
+            written.append(model(torch.tensor([sum(feeds, [])]), torch.tensor(counts).cumsum(0) - 1, cache).argmax(-1))
+        feeds, lengths = written[-1][:, None].tolist(), [n + count for n, count in zip(lengths, counts)]
     for ours, row in zip(torch.stack(written, 1).tolist(), expected.tolist()):
         stop = row.index(end) + 1 if end in row else new
         assert ours[:stop] == row[:stop]
@@ -146,39 +146,24 @@ def test_a_compiled_model_has_the_same_gradients(checkpointed):
             torch.testing.assert_close(plain, again, rtol=1e-10, atol=1e-12)
 
 
-def test_ragged_cached_batch_equals_each_row_alone_without_cache():
+@pytest.mark.parametrize("few_calls", [False, True], ids=["CPU", "GPU"])
+def test_ragged_cached_batch_equals_each_row_alone_without_cache(few_calls):
     model = small_model()
-    rows = [torch.randint(50, (n,), generator=torch.Generator().manual_seed(n)) for n in (24, 3, 11, 17)]
-    cache = KVCache(model.config, len(rows), dtype=torch.float64)
-    lengths = [0] * len(rows)
-    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (24, 3, 11, 17, 24, 20)]
+    cache, lengths, draw = KVCache(model.config, len(rows), dtype=torch.float64), [0] * len(rows), random.Random(0)
+    cache.few_calls = few_calls
     while any(n < len(row) for n, row in zip(lengths, rows)):
-        # some rows go on by 1 to 4 tokens, in any order, the others wait
+        # some rows go on by 1 to 4 tokens, half of them by one, in any order or in that of the cache, the others wait
         ready = [r for r, row in enumerate(rows) if lengths[r] < len(row)]
-        chosen = [ready[i] for i in torch.randperm(len(ready), generator=generator)[:3]]
-        feeds = [rows[r][lengths[r]:lengths[r] + int(torch.randint(1, 5, (), generator=generator))] for r in chosen]
-        T = max(len(feed) for feed in feeds)
-        ids = torch.stack([F.pad(feed, (0, T - len(feed)), value=49) for feed in feeds])
-        start = torch.tensor([lengths[r] for r in chosen])
-        ends = [lengths[r] + len(feed) for r, feed in zip(chosen, feeds)]
-        cache.place(start, T, max(ends), torch.tensor(chosen))
-        last = torch.tensor([i * T + len(feed) - 1 for i, feed in enumerate(feeds)])
-        logits = model(ids, last, cache)
-        for i, r in enumerate(chosen):
-            torch.testing.assert_close(logits[i], model(rows[r][None, :ends[i]])[0, -1], rtol=1e-9, atol=1e-9)
-            lengths[r] = ends[i]
-
-
-def test_all_rows_of_the_cache_step_together_as_alone():
-    model = small_model()
-    ids = torch.randint(50, (3, 9))
-    cache = KVCache(model.config, 3, dtype=torch.float64)
-    cache.place(torch.zeros(3, dtype=torch.long), 4, 4)
-    model(ids[:, :4], cache=cache)
-    for t in range(4, 9):
-        cache.place(torch.full((3,), t), 1, t + 1)
-        logits = model(ids[:, t:t + 1], cache=cache)
-        torch.testing.assert_close(logits[:, 0], model(ids[:, :t + 1])[:, -1], rtol=1e-9, atol=1e-9)
+        chosen = draw.sample(ready, draw.randint(1, len(ready)))
+        chosen = chosen if draw.random() < 0.5 else sorted(chosen)
+        feeds = [rows[r][lengths[r]:lengths[r] + draw.choice((1, 1, 1, 2, 3, 4))] for r in chosen]
+        counts = [len(feed) for feed in feeds]
+        cache.place(chosen, [lengths[r] for r in chosen], counts)
+        logits = model(torch.tensor([sum(feeds, [])]), cache=cache)[0]  # (N, vocab_size), of every token
+        for r, own in zip(chosen, logits.split(counts)):
+            start, lengths[r] = lengths[r], lengths[r] + len(own)
+            torch.testing.assert_close(own, model(torch.tensor([rows[r][:lengths[r]]]))[0, start:], rtol=1e-9, atol=1e-9)
 
 
 def test_at_gives_the_logits_of_the_chosen_positions():
