@@ -1129,7 +1129,7 @@ class Endpoint:
                 trouble = f"no chat completion but {e}"
             pause = random.uniform(0.1, 1) * min(LONGEST_PAUSE, self.args.pause * 2 ** k)
             if k < self.args.retries and self.stop.wait(max(wait or 0, pause)):
-                break
+                raise UserError("stopped")  # by another's error or Ctrl-C: nothing is known of this problem, and nothing is written
         with self.lock:
             self.failures += 1
             lost = self.good == 0 or self.failures > 1  # two problems in a row: it is not the problem

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import MARK, Parser, Tokenizer, UserError, find_device, jsonl, line, problem_prompt, read_problems, read_rows, run
+from data import MARK, Parser, Tokenizer, UserError, find_device, jsonl, line, problem_prompt, read_problems, run
 from model import GPT, KVCache, Linear
 
 
@@ -237,11 +237,11 @@ def add_step(role, dialogue, **step):
 
 # Each problem has a slot, and in the KV cache of each student the row of that number. At any moment a slot's procedure waits
 # for one of the students, who has some tokens of the slot's sequence yet to read: the one that it has just written, a
-# calculator's result with it, a question, the whole problem. All slots that wait for a student share a forward, which reads
+# calculator's result with it, a question, the whole problem. The slots that wait for a student share a forward, which reads
 # that for each, much or little, and gives each one token more. What a slot's text is depends on no other slot.
 
 MAX_LINE = 200         # tokens that a student may write in one go
-PREFILL_TOKENS = 4096  # of one forward, so that its memory stays small
+PREFILL_TOKENS = 4096  # that a forward reads at most (but one slot's, if they are more): what its memory grows with
 
 
 class Student:
@@ -290,19 +290,18 @@ class Student:
 
     @torch.inference_mode()
     def read(self, slots):
-        """Read what is pending in some of these slots, in one forward.
+        """Read what is pending in these slots, in one forward; the first has its turn for certain.
 
-        Left for later are those beyond PREFILL_TOKENS, and those whose prompt another is just reading: they will copy it.
+        Left for later are those that PREFILL_TOKENS leave no room for, and those whose prompt another is just reading: they
+        will copy it.
         Returns the slots that had their turn, and the logits behind their last token (number of slots, vocab_size).
         """
         group, n, prompts = [], 0, []
-        for slot in sorted(slots, key=lambda slot: len(self.pending[slot])):
+        for slot in slots:
             if not self.length[slot]:
                 self.fork(slot)
-            if not self.length[slot] and self.prompt[slot] in prompts:
+            if not self.length[slot] and self.prompt[slot] in prompts or group and n + len(self.pending[slot]) > PREFILL_TOKENS:
                 continue
-            if group and n + len(self.pending[slot]) > PREFILL_TOKENS:
-                break
             group.append(slot)
             n += len(self.pending[slot])
             prompts += [] if self.length[slot] else [self.prompt[slot]]
@@ -399,12 +398,12 @@ class Dialogue:
 
 def next_group(live, turn):
     """Which forward is next, (student, slots): of the student for whom the slots that wait have waited longest, all taken
-    together, so that a forward has many rows and nobody waits forever. live: {slot: Dialogue}."""
+    together, so that a forward has many rows. Who has waited longest stands first. live: {slot: Dialogue}."""
     groups = defaultdict(list)
     for slot, dialogue in live.items():
         groups[dialogue.want.role].append(slot)
     slots = max(groups.values(), key=lambda slots: sum(turn - live[slot].since for slot in slots))
-    return live[slots[0]].student, slots
+    return live[slots[0]].student, sorted(slots, key=lambda slot: live[slot].since)
 
 
 def solve(problems, procedure, students, calculator=True, watch=None, sampling=None, samples=1):
@@ -475,7 +474,10 @@ def open_student(folder, role, slots, device="cpu", dtype=torch.float32):
     except ValueError as e:
         raise UserError(e)
     tokenizer = Tokenizer.open(folder, model.config.vocab_size)
-    return Student(packed(model.to(device, dtype)), tokenizer, slots, guidance)
+    try:
+        return Student(packed(model.to(device, dtype)), tokenizer, slots, guidance)
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise UserError(f"{folder}: no memory for {slots} problems at once; --slots takes fewer")
 
 
 LARGE = 1 << 18  # elements of a matrix
@@ -619,8 +621,8 @@ def work(students, seconds, n):
         slots, cache = len(student.length), student.cache.k.nbytes + student.cache.v.nbytes
         forwards = max(1, student.forwards)
         lines.append(f"{role}: {student.forwards:,} forwards, {student.taken / forwards:.1f} of {slots} slots taken, "
-                     f"{student.tokens / forwards:.1f} tokens read and {student.written / forwards:.1f} written in a forward, none padded; "
-                     f"cache {cache / slots / 2 ** 20:.1f} MiB a slot")
+                     f"{student.tokens / forwards:.1f} tokens read and {student.written / forwards:.1f} written in a forward; "
+                     f"cache of at most {cache / slots / 2 ** 20:.1f} MiB a slot")
     return lines
 
 
@@ -682,22 +684,42 @@ def open_results(path, run):
     if not found.startswith(RUN) and not RUN.startswith(found):
         raise UserError(f"--out {path}: this file holds something else; name another file, or remove it", 2)
     if whole:
-        other = json.loads(whole.split(b"\n")[0])["run"]
+        other, rows = results(path, whole)
         if differ := [key.replace("_", " ") for key in run if other.get(key) != run[key]]:
             raise UserError(f"--out {path}: holds another run's results (not the same {', '.join(differ)}); name another file, "
                             "or remove it", 2)
     out.truncate(len(whole))
     if not whole:
         append(out, {"run": run})
-    return out, {row["row"] - 1: row for row in map(json.loads, whole.splitlines()[1:])}
+        return out, {}
+    return out, {row["row"] - 1: row for row in rows}
+
+
+def results(path, found):
+    """The run (a dict) and the rows (a list of dicts) of a results file's content (bytes), whose lines are whole. Raises
+    UserError, one line that names the first that is no row of it."""
+    rows = []
+    for number, text in enumerate(found.splitlines(), 1):
+        fields = {"row": int, "problem": str, "right": bool} if rows else {"run": dict}
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(field), kind) for field, kind in fields.items()):
+            raise UserError(f"{path}:{number}: not a line of --eval FILE --out FILE")
+        rows.append(row)
+    return rows[0]["run"], rows[1:]
 
 
 def read_results(path):
-    """The rows of a results file, {(row number, problem): row}."""
-    rows = [row for _, row in read_rows(path)]
-    if not rows or "run" not in rows[0]:
+    """The rows of a results file, {(row number, problem): row}. Raises UserError, one line."""
+    try:
+        found = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}")
+    if not found.startswith(RUN):
         raise UserError(f"{path}: no results file of --eval FILE --out FILE")
-    return {(row["row"], row["problem"]): row for row in rows[1:]}
+    return {(row["row"], row["problem"]): row for row in results(path, found)[1]}
 
 
 def compare(path_a, path_b):
@@ -798,6 +820,7 @@ def show(problem, procedure, students, calculator, sampling=None, samples=1):
     """Solve one problem (a dict) and print the dialogue as it is written, or how its samples voted; returns whether it came
     to an answer."""
     lines, shown = Counter(), 0  # lines of each kind so far; characters of the present one that are on the screen
+    underlined = "\033[4m{}\033[24m" if calculator and sys.stdout.isatty() else "{}"  # on a terminal, what the calculator wrote
 
     def watch(kind, text, stop):
         nonlocal shown
@@ -807,7 +830,8 @@ def show(problem, procedure, students, calculator, sampling=None, samples=1):
         if not shown:
             lines[kind] += 1
             print(f"{kind.capitalize()} {lines[kind]}: ", end="")
-        print(text[shown:], end="\n" if stop else "", flush=True)
+        written, equals, result = text[shown:].partition("=")  # a student's token ends at the "=" that has a result behind it
+        print(written + equals + (underlined.format(result) if result else ""), end="\n" if stop else "", flush=True)
         shown = 0 if stop else len(text)
 
     (_, record), = solve_by_vote([problem], procedure, students, calculator, watch if samples == 1 else None, sampling, samples)

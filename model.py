@@ -244,8 +244,8 @@ class GPT(nn.Module):
 class KVCache:
     """Keys and values of every layer for a batch of rows, each of which grows on its own.
 
-    A forward's ids (1, N) are the new tokens of some rows, one row's behind another's, without padding: the matrices see N
-    tokens, and only attention, in `attend`, knows of rows. `place` says beforehand which tokens are whose.
+    A forward's ids (1, N) are the new tokens of some rows, one row's behind another's, as a packed batch: the matrices see N
+    tokens, none of them padding, and attention alone, in `attend`, knows of rows. `place` says beforehand which are whose.
     """
 
     def __init__(self, config, rows, device="cpu", dtype=torch.float32):
@@ -260,26 +260,26 @@ class KVCache:
         device, spans = self.k.device, list(zip(rows, starts, counts))
         self.rows = torch.tensor([row for row, _, n in spans for _ in range(n)], device=device)  # (N,)
         self.positions = torch.tensor([start + t for _, start, n in spans for t in range(n)], device=device)  # (N,)
-        # A call of attention sees all rows with a single new token, another, padded, the longer ones. On the CPU, where a
-        # copy of the keys takes longer than a call, one sees neighbours with a single token, and each longer row has its own.
+        # A call of attention sees all rows with about equally many new tokens, up to twice as many, padded. On the CPU, where
+        # a copy of the keys takes longer than a call, one sees neighbours with a single token, and each longer row has its own.
         if self.few_calls:
-            kinds = [n > 1 for n in counts]
-            groups = [[i for i, longer in enumerate(kinds) if longer == kind] for kind in set(kinds)]
+            sizes = [(n - 1).bit_length() for n in counts]
+            groups = [[i for i, its in enumerate(sizes) if its == size] for size in set(sizes)]
         else:
             groups = [list(run) for _, run in groupby(range(len(rows)), lambda i: (rows[i] - i, -1) if counts[i] == 1 else (0, i))]
-        first = [0, *accumulate(counts)]
+        offsets = [0, *accumulate(counts)]
         self.calls = []
         for group in groups:
             T, upto = max(counts[i] for i in group), max(starts[i] + counts[i] for i in group)
-            tokens = index([first[i] + min(t, counts[i] - 1) for i in group for t in range(T)], device)  # (B * T,), padded by a row's last
+            tokens = as_slice([offsets[i] + min(t, counts[i] - 1) for i in group for t in range(T)], device)  # (B * T,), padded by a row's last
             at = self.positions[tokens].view(len(group), T)
             # a query sees every key up to its own position; the only one of a single row sees all that there is
             mask = (torch.arange(upto, device=device) <= at[:, :, None])[:, None] if at.numel() > 1 else None  # (B, 1, T, upto)
-            self.calls.append((index([rows[i] for i in group], device), tokens, at.shape, upto, mask))
+            self.calls.append((as_slice([rows[i] for i in group], device), tokens, at.shape, upto, mask))
 
     def attend(self, layer, q, k, v):
         """Store one layer's new k and v, and let q look at all that its row has, up to itself: (N, n_head, head_dim) each."""
-        self.k[layer][self.rows, :, self.positions] = k.to(self.k.dtype)
+        self.k[layer][self.rows, :, self.positions] = k.to(self.k.dtype)  # under autocast they have another
         self.v[layer][self.rows, :, self.positions] = v.to(self.v.dtype)
         out = torch.empty_like(q)
         for rows, tokens, shape, upto, mask in self.calls:
@@ -294,15 +294,15 @@ class KVCache:
             cache[:, target, :, :n] = cache[:, source, :, :n]
 
 
-def index(numbers, device):
-    """What takes these rows of a tensor: a slice, which copies nothing, where they are consecutive, else an int64 tensor."""
+def as_slice(numbers, device):
+    """What takes these rows of a tensor: a slice, which copies nothing, if they are consecutive, otherwise an int64 tensor."""
     consecutive = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     return slice(numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=device)
 
 
 def zeros(shape, device, dtype):
-    """torch.zeros, but on the CPU of memory that the system gives only where something is written: of a cache with
-    64 rows for a block of 1,024 tokens, dialogues of 200 tokens use a fifth."""
+    """torch.zeros, but on the CPU of memory that the system gives only where it is used: of a cache with 64 rows for a
+    block of 1,024 tokens, dialogues of 200 tokens take a fifth."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

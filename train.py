@@ -244,6 +244,7 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
     start = time.perf_counter() - figures["seconds"]
     reported = saved = figures["seconds"]
     away = 0.0  # seconds since then that were no training
+    known = ""  # how many problems it solved lately, in words
     kept = figures["steps"]  # the step of the student in last/
     keep = lambda figures: save(args.out / "last", figures, {
         "figures": dict(figures), "model": model.state_dict(), "scaler": scaler.state_dict(),
@@ -269,13 +270,14 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
                 for loss, (_, step, part) in zip(losses, unread):
                     if not math.isfinite(loss):
                         where = ", ".join(str(rows[i]) for i in part if rows[i]) or "none, but exercises"
-                        raise UserError(f"the loss is not a number at step {step}, {args.train}, problems {where}: try a lower --lr"
-                                        + (f"; {args.out / 'last'} holds step {kept}" if kept else ""))
+                        raise UserError(f"the loss or its gradient is not a number at step {step}, {args.train}, problems {where}: try a lower --lr"
+                                        + (f"; {args.out / 'last'} holds step {kept}" if kept else "")
+                                        + (f"; {args.out} holds the best so far" if figures["best"] < math.inf else ""))
                 loss = agree([sum(losses)], args.world, "SUM")[0] / since["weight"]
+                speed, mfu = since["learned"] / (seconds - away), since["flops"] / (seconds - away) / peak
                 log.write(json.dumps({key: figures[key] for key in ("steps", "seconds", "tokens", "padding")} |
-                                     {"loss": loss, "lr": rate}) + "\n")
-                bar.set_postfix_str(f"loss {loss:.3f}, {since['learned'] / (seconds - away):,.0f} learned tokens/s, "
-                                    f"MFU {100 * since['flops'] / (seconds - away) / peak:.0f} %", refresh=False)
+                                     {"loss": loss, "lr": rate, "learned_per_second": round(speed), "mfu": round(mfu, 4)}) + "\n")
+                bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} learned tokens/s, MFU {100 * mfu:.0f} %{known}", refresh=False)
                 bar.update(min(round(done * limit), bar.total) - bar.n)
                 unread, since, reported, away = [], Counter(), figures["seconds"], 0.0
 
@@ -291,6 +293,7 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
                     before = time.perf_counter()
                     with autocast():
                         row |= solve(n)
+                    known = f", solved {row['solved']} of {row['of']}" if "solved" in row else ""
                     figures["tried"] += n
                     figures["solving"] += time.perf_counter() - before
                 log.write(json.dumps(row) + "\n")
@@ -333,6 +336,8 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not scaler.is_enabled():
+                unread.append((0 * norm, figures["steps"], chosen))  # a gradient that is not finite spoils the weights from here on
             sound = not scaler.is_enabled() or bool(norm.isfinite())  # one optimizer's overflow has spoiled the other's gradients
             rate = args.lr * schedule(figures["steps"] - 1, done, args.warmup)
             for optimizer in optimizers:
@@ -661,7 +666,7 @@ def main(argv=None):
         batches = plan_batches([len(ids) for ids, _ in sequences], args.batch_tokens, np.random.default_rng((args.seed, 1)))
         args.steps = max(1, round(args.epochs * len(batches)))
     valid_batches = [make_batch([valid_sequences[i] for i in batch], 0.0, args.device) for batch in plan_batches(
-        [len(ids) for ids, _ in valid_sequences], 8192, np.random.default_rng(0))[args.rank::args.world]]
+        [len(ids) for ids, _ in valid_sequences], min(args.batch_tokens, 8192), np.random.default_rng(0))[args.rank::args.world]]
     solve = lambda n: solved(model, tokenizer, [valid[row - 1] for row in valid_rows[:n]], args.role, args.guidance)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.rank == 0:

@@ -215,7 +215,14 @@ def self_teacher(b):
     yield Row("socratic, 10,000 annotations of the teacher", "socratic", lambda: b.pair(b.train_data("--train", 10_000)), b.test(), "socratic, 0 rounds")
 
 
-TABLES = {table.__name__: table for table in (procedures, guidance, sizes, generalisation, amounts, votes, self_teacher)}
+def optimizers(b):
+    """Optimizers at equal minutes, each at two learning rates"""
+    for name in "muon", "adamw":
+        for rate in (5e-5, 5e-4) if b.args.init else (3e-3, 1e-3):
+            yield Row(f"{name} {rate:g}", "cot", lambda: b.single("cot", flags=("--optimizer", name, "--lr", f"{rate:g}")), b.test(), "")
+
+
+TABLES = {table.__name__: table for table in (procedures, guidance, sizes, generalisation, amounts, votes, self_teacher, optimizers)}
 TEMPLATES = "generalisation", "amounts", "self_teacher"  # the tables that --data cannot have
 
 

@@ -385,12 +385,22 @@ def test_samples_read_their_problem_once(slots):
 
 
 def test_rows_that_decode_are_not_held_up_by_prompts():
-    """With long problems to come a row still writes in nearly every second forward."""
-    problems = [{"problem": "x" * 300, "answer": "1", "steps": []} for _ in range(6)]
-    model = Script(f" {'x' * 300}\n#### {'7' * 60}")
-    ended = list(solve(problems, infer.answer, {"answer": student(model, 3)}))
-    assert len(ended) == 6
-    assert len(model.forwards) <= 2 * (1 + 62 + 3)
+    """A row writes in the forwards, too, in which another reads a long problem."""
+    problems = [{"problem": "x" * (300 + k), "answer": "1", "steps": []} for k in range(6)]
+    model = Script(*(f" {problem['problem']}\n#### {'7' * (20 + 13 * k)}" for k, problem in enumerate(problems)))
+    assert len(list(solve(problems, infer.answer, {"answer": student(model, 3)}))) == 6
+    beside = [sorted(len(text) for _, text in forward.values()) for forward in model.forwards[1:]]
+    assert sum(lengths[-1] > 300 for lengths in beside) == 3 and all(lengths[:2] == [1, 1] for lengths in beside if lengths[-1] > 300)
+    assert len(model.forwards) == max(len(model.forwards), 1) and sum(map(len, model.forwards)) == sum(21 + 13 * k + 1 for k in range(6))
+
+
+def test_a_prompt_beyond_what_a_forward_reads_waits_for_no_shorter_ones(monkeypatch):
+    monkeypatch.setattr(infer, "PREFILL_TOKENS", 20)
+    problems = [{"problem": "x" * n, "answer": "1", "steps": []} for n in (9, 60, *(9 + k % 7 for k in range(30)))]
+    model = Script(*(f" {problem['problem']}\n#### 7" for problem in problems))
+    order = [index for index, _ in solve(problems, infer.answer, {"answer": student(model, 3)})]
+    assert sorted(order) == list(range(32)) and order.index(1) < 6
+    assert all(len(forward) == 1 or sum(len(text) for _, text in forward.values()) <= 20 for forward in model.forwards)
 
 
 def test_guidance_stands_between_the_problem_and_the_questions():
@@ -551,8 +561,8 @@ def test_evaluation_counts_and_keeps_every_dialogue(tmp_path, capsys):
     assert lines[7] == "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)"
     assert lines[8].startswith("as many questions as the teacher's: 66.7 % (2/3); BLEU ")
     assert lines[-1].startswith("accuracy 33.3 % (1/3), 95 % interval 6.1-79.2")
-    assert re.fullmatch(r"solver: \d+ forwards, [\d.]+ of 2 slots taken, [\d.]+ tokens read and [\d.]+ written in a forward, none padded; "
-                        r"cache [\d.]+ MiB a slot", lines[1])
+    assert re.fullmatch(r"solver: \d+ forwards, [\d.]+ of 2 slots taken, [\d.]+ tokens read and [\d.]+ written in a forward; "
+                        r"cache of at most [\d.]+ MiB a slot", lines[1])
 
 
 HOSTILE = "</summary><script>alert(1)</script><img src=x onerror=alert(1)> & \ud800 {0} %s"
@@ -622,6 +632,9 @@ def test_two_results_files_are_compared(tmp_path, capsys):
     main(["--compare", a, b])
     assert capsys.readouterr().out.splitlines() == [f"{a}: 75.0 % (9/12)", f"{b}: 33.3 % (4/12)",
         "both right: 2, only the first: 7, only the second: 2, neither: 1", "McNemar's exact test: p = 0.18"]
+    (tmp_path / "d").write_text((tmp_path / "a").read_text() + '{"row": 13, "problem": "p13"}\n')
+    assert fails(capsys, "--compare", a, tmp_path / "d") == (1, f"error: {tmp_path}/d:14: not a line of --eval FILE --out FILE\n")
+    assert fails(capsys, "--compare", tmp_path / "e", a) == (1, f"error: {tmp_path}/e: No such file or directory\n")
     assert fails(capsys, "--compare", a, results("c", [True] * 12, 2)) == (
         1, f"error: --compare: {a} and {tmp_path}/c are not of the same problems (12 and 12, 11 in both)\n")
 
@@ -649,6 +662,12 @@ def test_problem_is_solved_before_the_readers_eyes(solver_and_decomposer, capsys
         main(["--problem", "\x1b[2J" * 100])
     assert caught.value.code == 1
     assert capsys.readouterr().out == "No answer: the decomposer cannot read the problem: 402 tokens, its block has 400\n"
+
+
+def test_on_a_terminal_the_calculators_hand_is_underlined(solver_and_decomposer, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    main(["--problem", "Ann has 3."])
+    assert capsys.readouterr().out == re.sub(r"=(\d+>>)", "=\033[4m\\1\033[24m", TRANSCRIPT)
 
 
 def test_the_mark_of_cot_is_no_solution(monkeypatch, capsys):

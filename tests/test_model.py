@@ -146,7 +146,7 @@ def test_a_compiled_model_has_the_same_gradients(checkpointed):
             torch.testing.assert_close(plain, again, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("few_calls", [False, True], ids=["CPU", "GPU"])
+@pytest.mark.parametrize("few_calls", [False, True], ids=["a call for each run of rows", "few calls"])
 def test_ragged_cached_batch_equals_each_row_alone_without_cache(few_calls):
     model = small_model()
     rows = [torch.randint(50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (24, 3, 11, 17, 24, 20)]
