@@ -1503,8 +1503,12 @@ def check(args):
             before, where_before = first.setdefault(text, (path, where))
             if where_before != where:
                 wrong(path, "twice" if before == path else "leak", where, f"the same problem as {where_before}")
-            elif first_like.setdefault(like, (path, where))[0] != path:
-                figures["alike"] += 1
+            else:
+                before, where_before = first_like.setdefault(like, (path, where))
+                if before != path:
+                    figures["alike"] += 1
+                    if args.all:
+                        print(f"{where}: like {where_before} but for names and numbers")
             figures["plain"] += "questions" in row
         table.append([str(path), *(figures[name] for name in ("problems", "steps", "notes", "tokens")),
                       *(found[path][kind] for kind in WRONG), figures["alike"], figures["plain"]])
@@ -1704,7 +1708,7 @@ def parse_args(argv):
     k.add_argument("--role", choices=ROLES, default="solver", help="whose sequences are measured (%(default)s)")
     k.add_argument("--block-size", type=whole_number(1), default=512, metavar="N", help="tokens (%(default)s)")
     k.add_argument("--tokenizer", default="learned", metavar="DIR", help="a student's folder, gpt2, or learned from the first file (default)")
-    k.add_argument("--all", action="store_true", help="list all that is wrong, not the first 10 of a kind")
+    k.add_argument("--all", action="store_true", help="list all that is wrong, not the first 10 of a kind, and what is alike")
     k.set_defaults(run=check)
 
     for name, command in commands.choices.items():

@@ -887,6 +887,8 @@ def test_check_names_each_fault_and_counts_it(tmp_path, capsys):
     for told in ("a:10: field 'answer' is missing", "a:4: <<3+2=6>> does not compute: the calculator says 5", "a:6: the last solution does not",
                  f"a:8: the same problem as {tmp_path / 'a'}:3", f"b:1: the same problem as {tmp_path / 'a'}:2", "tokens, the block has 150"):
         assert told in out, (told, out)
+    told = f"b:2: like {tmp_path / 'a'}:1 but for names and numbers"
+    assert told not in out and told in checked(tmp_path, capsys, {"a": a, "b": [good_row(1), good_row(77, "Zoe")]}, "--all")[2]
 
 
 def test_check_counts_a_file_that_cannot_be_read_and_goes_on(tmp_path, capsys):
