@@ -670,6 +670,31 @@ def test_on_a_terminal_the_calculators_hand_is_underlined(solver_and_decomposer,
     assert capsys.readouterr().out == re.sub(r"=(\d+>>)", "=\033[4m\\1\033[24m", TRANSCRIPT)
 
 
+def test_a_line_is_printed_as_it_is_written(solver_and_decomposer, monkeypatch):
+    pieces = []
+    monkeypatch.setattr(infer, "print", lambda *text, end="\n", flush=False: pieces.append((*text, end, flush)), raising=False)
+    main(["--problem", "Ann has 3."])
+    assert "".join(text + end for text, end, _ in pieces) == TRANSCRIPT
+    streamed = [text for text, _, flush in pieces[:pieces.index(("?", "", True)) + 1] if flush]
+    assert streamed == [*"How many with 4?"]  # byte by byte, as these students write
+
+
+def test_samples_vote_at_the_prompt_and_in_a_file(solver_and_decomposer, tmp_path, capsys):
+    sampled = ["--votes", "3", "--temperature", "0.01"]
+    main(["--problem", "Ann has 3.", *sampled])
+    lines = TRANSCRIPT.splitlines()
+    assert capsys.readouterr().out.splitlines() == [lines[0], lines[2], lines[1], lines[3], "Votes: 12 (3)", lines[4]]
+    write_problems(tmp_path / "p.jsonl", [ANN, ANN | {"answer": "13"}])
+    command = ["--eval", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out.jsonl"), *sampled]
+    main(command)
+    assert "accuracy 50.0 % (1/2)" in capsys.readouterr().out
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    assert [json.loads(row)["votes"] for row in whole.splitlines()[1:]] == [["12"] * 3] * 2
+    (tmp_path / "out.jsonl").write_bytes(whole[:whole[:-1].rindex(b"\n") + 1])  # the second dialogue is lost
+    main(command)
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
 def test_the_mark_of_cot_is_no_solution(monkeypatch, capsys):
     monkeypatch.setattr(infer, "open_student", lambda *_: student(Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### 7"), 1))
     main(["--procedure", "cot", "--problem", ANN["problem"]])
