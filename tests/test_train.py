@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -268,6 +269,27 @@ def test_parts_and_ranks_change_nothing_but_rounding(here):
     norm = lambda a, b: math.sqrt(sum(float(((a[name] - b[name]) ** 2).sum()) for name in a))
     for other in "2", "8", "two":
         assert norm(weights(Path(other, "last")), whole) < 1e-3 * norm(before, whole), other
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
+def test_no_rank_waits_for_one_that_died_and_the_other_can_go_on_alone(here, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    flags = ["--role", "cot", "--save-minutes", "0.005", *TINY]
+    first, second = (subprocess.Popen([sys.executable, ROOT / "train.py", *flags, "--steps", "1000000"], env=os.environ | where | {"RANK": rank},
+                                      cwd=here, stderr=subprocess.PIPE, text=True) for rank in "01")
+    about = Path("runs/cot/last/student.json")
+    while first.poll() is None and not (about.exists() and json.loads(about.read_text())["steps"]):
+        time.sleep(0.01)
+    second.kill()
+    said = first.communicate(timeout=120)[1]
+    second.communicate()
+    assert first.returncode == 1 and said.splitlines()[-1].startswith("error: rank 0: another rank has died: ")
+    steps = json.loads(about.read_text())["steps"]
+    train.main([*flags, "--steps", str(steps + 1), "--resume"])
+    assert "world is 1, the run had 2: the bytes will be others" in capsys.readouterr().err
+    assert json.loads(about.read_text())["steps"] == steps + 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
