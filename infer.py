@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import MARK, Parser, Tokenizer, UserError, find_device, jsonl, line, problem_prompt, read_problems, run
+from data import MARK, Parser, Tokenizer, UserError, find_device, jsonl, line, parse_rows, problem_prompt, read_problems, read_rows, run
 from model import GPT, KVCache, Linear
 
 
@@ -684,7 +684,7 @@ def open_results(path, run):
     if not found.startswith(RUN) and not RUN.startswith(found):
         raise UserError(f"--out {path}: this file holds something else; name another file, or remove it", 2)
     if whole:
-        other, rows = results(path, whole)
+        other, rows = results(parse_rows(whole, path), path)
         if differ := [key.replace("_", " ") for key in run if other.get(key) != run[key]]:
             raise UserError(f"--out {path}: holds another run's results (not the same {', '.join(differ)}); name another file, "
                             "or remove it", 2)
@@ -695,31 +695,21 @@ def open_results(path, run):
     return out, {row["row"] - 1: row for row in rows}
 
 
-def results(path, found):
-    """The run (a dict) and the rows (a list of dicts) of a results file's content (bytes), whose lines are whole. Raises
+def results(found, path):
+    """The run (a dict) and the rows (a list of dicts) of a results file, of whose lines `found` yields (where, row). Raises
     UserError, one line that names the first that is no row of it."""
-    rows = []
-    for number, text in enumerate(found.splitlines(), 1):
-        fields = {"row": int, "problem": str, "right": bool} if rows else {"run": dict}
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(field), kind) for field, kind in fields.items()):
-            raise UserError(f"{path}:{number}: not a line of --eval FILE --out FILE")
-        rows.append(row)
-    return rows[0]["run"], rows[1:]
+    found = list(found)
+    if not found or not isinstance(found[0][1].get("run"), dict):
+        raise UserError(f"{path}: no results file of --eval FILE --out FILE")
+    for where, row in found[1:]:
+        if not all(isinstance(row.get(field), kind) for field, kind in (("row", int), ("problem", str), ("right", bool))):
+            raise UserError(f"{where}: not a line of --eval FILE --out FILE")
+    return found[0][1]["run"], [row for _, row in found[1:]]
 
 
 def read_results(path):
     """The rows of a results file, {(row number, problem): row}. Raises UserError, one line."""
-    try:
-        found = path.read_bytes()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}")
-    if not found.startswith(RUN):
-        raise UserError(f"{path}: no results file of --eval FILE --out FILE")
-    return {(row["row"], row["problem"]): row for row in results(path, found)[1]}
+    return {(row["row"], row["problem"]): row for row in results(read_rows(path), path)[1]}
 
 
 def compare(path_a, path_b):

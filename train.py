@@ -336,9 +336,11 @@ def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            if not scaler.is_enabled():
+            sound = True
+            if scaler.is_enabled():
+                sound = bool(norm.isfinite())  # one optimizer's overflow has spoiled the other's gradients
+            else:
                 unread.append((0 * norm, figures["steps"], chosen))  # a gradient that is not finite spoils the weights from here on
-            sound = not scaler.is_enabled() or bool(norm.isfinite())  # one optimizer's overflow has spoiled the other's gradients
             rate = args.lr * schedule(figures["steps"] - 1, done, args.warmup)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:

@@ -391,7 +391,9 @@ def test_rows_that_decode_are_not_held_up_by_prompts():
     assert len(list(solve(problems, infer.answer, {"answer": student(model, 3)}))) == 6
     beside = [sorted(len(text) for _, text in forward.values()) for forward in model.forwards[1:]]
     assert sum(lengths[-1] > 300 for lengths in beside) == 3 and all(lengths[:2] == [1, 1] for lengths in beside if lengths[-1] > 300)
-    assert len(model.forwards) == max(len(model.forwards), 1) and sum(map(len, model.forwards)) == sum(21 + 13 * k + 1 for k in range(6))
+    writes = [22 + 13 * k for k in range(6)]
+    assert sum(map(len, model.forwards)) == sum(writes)
+    assert len(model.forwards) == writes[2] + writes[5]  # the busiest slot's: it was held up by nobody
 
 
 def test_a_prompt_beyond_what_a_forward_reads_waits_for_no_shorter_ones(monkeypatch):
