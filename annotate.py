@@ -1387,7 +1387,8 @@ def teacher(args):
 def self_teacher(args):
     """Let the students sample solutions; distinct ones that come to the known answer are new annotations.
 
-    Rejection sampling, as in STaR (Zelikman et al. 2022) and RFT (Yuan et al. 2023).
+    Rejection sampling, as in STaR (Zelikman et al. 2022) and RFT (Yuan et al. 2023). A problem that has as many as --keep is not
+    sampled again.
     """
     problems = read_problems(args.file, steps=False)[:args.limit]
     slots = min(args.slots, len(problems))
@@ -1401,13 +1402,16 @@ def self_teacher(args):
     usable(args.out.parent)
     found = [[] for _ in problems]  # each one's new rows
     seen = [{json.dumps(row.get("steps"))} for row in problems]
-    right = 0
+    right, drawn = 0, 0
     with tqdm(total=len(problems) * args.samples, unit=" samples", disable=None, dynamic_ncols=True) as bar:
         for k in range(args.samples):
+            todo = [index for index in range(len(problems)) if len(found[index]) < args.keep]
+            bar.total = drawn + len(todo) * (args.samples - k)  # at most
             sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed * args.samples + k)
-            for index, record in solve(problems, socratic, students, sampling=sampling):
+            for at, record in solve([problems[index] for index in todo], socratic, students, sampling=sampling):
                 bar.update()
-                problem = problems[index]
+                drawn += 1
+                index, problem = todo[at], problems[todo[at]]
                 try:
                     if record["answer"] is None:
                         continue
@@ -1424,10 +1428,9 @@ def self_teacher(args):
                 bar.set_postfix_str(f"{sum(map(len, found)):,} new annotations", refresh=False)
     rows = [row for one in found for row in one]
     if not rows:
-        raise UserError(f"none of {len(problems) * args.samples:,} samples is right and new: more --samples, or a higher "
-                        "--temperature?")
+        raise UserError(f"none of {drawn:,} samples is right and new: more --samples, or a higher --temperature?")
     save({args.out: rows})
-    print(f"{right:,} of {len(problems) * args.samples:,} samples right; new annotations for {sum(map(bool, found)):,} of "
+    print(f"{right:,} of {drawn:,} samples right; new annotations for {sum(map(bool, found)):,} of "
           f"{len(problems):,} problems")
     report(args.out, {args.out: len(rows)})
 
@@ -1692,7 +1695,7 @@ def parse_args(argv):
     s.add_argument("file", type=Path, metavar="FILE", help="problems with their answers")
     s.add_argument("--decomposer", type=Path, default=Path("runs/decomposer"), metavar="DIR", help="(%(default)s)")
     s.add_argument("--solver", type=Path, default=Path("runs/solver"), metavar="DIR", help="(%(default)s)")
-    s.add_argument("--samples", type=whole_number(1), default=8, metavar="K", help="of each problem (%(default)s)")
+    s.add_argument("--samples", type=whole_number(1), default=8, metavar="K", help="of each problem at most (%(default)s)")
     s.add_argument("--keep", type=whole_number(1), default=4, metavar="N", help="new annotations of a problem at most (%(default)s)")
     s.add_argument("--temperature", type=number(0, 10, above=True), default=0.7, help="(%(default)s)")
     s.add_argument("--top-k", type=whole_number(0), default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (%(default)s)")

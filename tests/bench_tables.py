@@ -266,7 +266,8 @@ def fill(b, table, wanted):
             row = next(row for row in rows_of(b, table, seed) if row.label == label)
             dialogues, printed = b.evaluate(row)
             found |= {(seed, dialogue["row"]): dialogue for dialogue in dialogues}
-            without |= {} if row.flags else {(seed, dialogue["row"]): dialogue for dialogue in b.evaluate(row, calculator=False)[0]}
+            if table is TABLES["procedures"]:
+                without |= {(seed, dialogue["row"]): dialogue for dialogue in b.evaluate(row, calculator=False)[0]}
             tested = read_problems(row.test)
             problems += [tested[dialogue["row"] - 1] for dialogue in dialogues]
             questions.append(asked(printed))
