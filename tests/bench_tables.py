@@ -10,9 +10,13 @@ decomposer starts from its solver. Settings are train.py's, which were chosen fo
 user's own (train, valid and test.jsonl in one folder), with --init the students start from those weights, both of a pair. Flags of
 train.py stand behind --, and hold for every student but a decomposer that starts from its solver. All tables take some six hours a seed.
 
-Each student is trained and each evaluation made once, in --out; what is there already is taken from there, so the same command
-goes on after a break, and prints tables alone when nothing is missing; after a change of the code take another --out. OUT/runs.jsonl
-has a row for each run: command, figures, machine, date.
+Each student is trained and each evaluation made once, in --out, and logged: a row for each run with its command, figures, commit,
+machine, date. What the log has is not run again, so the same command goes on after a break, and prints tables alone when nothing is
+missing; after a change of the code take another --out. The tables in README.md are printed from the log of their runs by
+
+    python tests/bench_tables.py --log tests/tables.jsonl --minutes 6
+
+which would run what that log lacks, for example of another seed.
 """
 import argparse
 import datetime
@@ -50,39 +54,53 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """What --out holds, made when it is asked for."""
+    """What --out holds, each file and folder made when it is needed, and the log, which has a row of figures for each."""
 
     def __init__(self, args):
         self.out, self.args, self.seed = args.out.resolve(), args, args.seeds[0]
         self.out.mkdir(parents=True, exist_ok=True)
-        self.log = self.out / "runs.jsonl"
+        self.log = args.log or self.out / "runs.jsonl"
         self.runs = {row["name"]: row for _, row in read_rows(self.log)} if self.log.exists() else {}
+        self.recipes = {}  # {name of what may have to be made: function that makes it}
 
-    def once(self, kind, name, command, figures):
-        """Run the script of command(folder) for a new folder of --out, or a file, unless that has been done; returns the folder.
+    def relative(self, words):
+        """A command's words as texts, what --out holds by its name there."""
+        return [str(word.relative_to(self.out)) if isinstance(word, Path) and word.is_relative_to(self.out) else str(word) for word in words]
 
-        name: the flags that make it what it is. Its row in runs.jsonl gets figures(folder, lines that were printed).
+    def once(self, kind, flags, make):
+        """The path of a file or folder of --out, which make(path) makes, once, and returns (command, figures) for the log.
+
+        flags: the words that make it what it is; it is named by them.
         """
-        name = [str(word.relative_to(self.out)) if isinstance(word, Path) and word.is_relative_to(self.out) else str(word) for word in name]
-        name = f"{kind}-{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:10]}"
-        folder = self.out / name
-        if name not in self.runs:
-            command = [str(word) for word in command(folder)]
-            print(*command, file=sys.stderr, flush=True)
-            printed = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=self.out, check=True,
-                                     stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        name = f"{kind}-{hashlib.sha256(json.dumps(self.relative(flags)).encode()).hexdigest()[:10]}"
+        if name not in self.runs or not (self.out / name).exists():
+            self.recipes[name] = make
+        return self.out / name
+
+    def make(self, path):
+        """Make what `once` named, if it is not there."""
+        if recipe := self.recipes.pop(path.name, None):
+            command, figures = recipe(path)
             commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
-            machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {torch.get_num_threads()} threads"
-            self.runs[name] = {"name": name, "command": command, "date": datetime.date.today().isoformat(), "commit": commit,
-                               "machine": machine, "torch": torch.__version__, **figures(folder, printed)}
+            self.runs[path.name] = {"name": path.name, "command": " ".join(self.relative(command)), "date": datetime.date.today().isoformat(),
+                                    "commit": commit, "machine": machine(), "torch": torch.__version__, **figures}
             with open(self.log, "ab") as f:
-                f.write(jsonl([self.runs[name]]))
-        return folder
+                f.write(jsonl([self.runs[path.name]]))
+
+    def script(self, script, *words):
+        """Run a script, after what its words need of --out; returns the command and the lines that it printed."""
+        for word in words:
+            if isinstance(word, Path) and word.is_relative_to(self.out):
+                self.make(self.out / word.relative_to(self.out).parts[0])
+        command = (script, *words)
+        print(*command, file=sys.stderr, flush=True)
+        printed = subprocess.run([sys.executable, ROOT / script, *map(str, words)], cwd=self.out, check=True, stdout=subprocess.PIPE, text=True)
+        return command, printed.stdout.replace(f"{self.out}/", "").splitlines()
 
     def data(self, *flags):
         """A folder of problems by the template teacher with these flags."""
         flags = ("--level", self.args.level, *flags)
-        return self.once("data", flags, lambda folder: ("annotate.py", *flags, "--out", folder), lambda *_: {})
+        return self.once("data", flags, lambda folder: (self.script("annotate.py", *flags, "--out", folder)[0], {}))
 
     def train_data(self, *flags):
         """The folder of problems to train on."""
@@ -95,15 +113,16 @@ class Bench:
         return self.data("--seed", seed, "--train", 1, "--valid", 1, *flags) / "test.jsonl"
 
     def student(self, role, minutes, data, *flags):
-        """A trained student's folder."""
+        """A student's folder."""
         flags = ("--role", role, "--minutes", f"{minutes:g}", "--seed", self.seed, "--train", data / "train.jsonl",
                  "--valid", data / "valid.jsonl", *flags)
 
-        def figures(folder, printed):
-            student = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-            return {"parameters": sum(p.numel() for p in GPT.open(folder).parameters()), "printed": printed} | student
+        def make(folder):
+            command, printed = self.script("train.py", *flags, "--out", folder, "--resume")
+            about = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+            return command, {"parameters": sum(p.numel() for p in GPT.open(folder).parameters()), "printed": printed, **about}
 
-        return self.once(role, flags, lambda folder: ("train.py", *flags, "--out", folder, "--resume"), figures)
+        return self.once(role, flags, make)
 
     def first(self, role, share=1.0, data=None, flags=()):
         """A student that starts from scratch, or from --init."""
@@ -124,11 +143,30 @@ class Bench:
         return {"solver": solver, "decomposer": second}
 
     def evaluate(self, row, calculator=True):
-        """The dialogues of a row, a list of infer.py's --out, and its figures, a list of lines."""
+        """The log's row of an evaluation: "printed", lines, and "right", {number of steps: a text of 1 and 0 for each such problem}."""
         students = [word for flag, folder in row.students().items() for word in (f"--{flag}", folder)]
         flags = ("--procedure", row.procedure, "--eval", row.test, *students, *row.flags, *(() if calculator else ("--no-calculator",)))
-        file = self.once("results", flags, lambda file: ("infer.py", *flags, "--out", file), lambda file, printed: {"printed": printed})
-        return list(infer.read_results(file).values()), self.runs[file.name]["printed"]
+
+        def make(file):
+            command, printed = self.script("infer.py", *flags, "--out", file)
+            dialogues, right = infer.read_results(file), defaultdict(str)
+            for number, problem in enumerate(read_problems(row.test), 1):
+                right[len(problem["steps"])] += "01"[dialogues[number, problem["problem"]]["right"]]
+            return command, {"right": {str(n): right[n] for n in sorted(right)}, "printed": printed}
+
+        file = self.once("results", flags, make)
+        if file.name not in self.runs:
+            self.make(file)
+        return self.runs[file.name]
+
+
+def machine():
+    """What computes, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpu = Path("/proc/cpuinfo")
+    models = [line.split(": ")[1] for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return f"{(models or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
 
 
 # ---- the tables: each yields its rows for one seed of students and training problems ------------------------------------
@@ -200,15 +238,20 @@ def self_teacher(b):
             return b.train_data("--train", 2_000)
         pair, before = b.pair(round(n - 1)), round(0)
         more = b.data("--seed", b.seed + 100, "--train", 8_000)
-        bare = [{key: row[key] for key in ("id", "problem", "answer")} for row in read_problems(more / "train.jsonl")]
-        (more / "answers.jsonl").write_bytes(jsonl(bare))
         flags = ("--solver", pair["solver"], "--decomposer", pair["decomposer"], "--samples", 4, "--keep", 1, "--seed", b.seed)
-        folder = b.once("self", (more, *flags), lambda folder: (
-            "annotate.py", "self", more / "answers.jsonl", *flags, "--force", "--out", folder / "new.jsonl"),
-            lambda folder, printed: {"printed": printed})
-        for name, parts in ("train.jsonl", (before / "train.jsonl", folder / "new.jsonl")), ("valid.jsonl", (before / "valid.jsonl",)):
-            (folder / name).write_bytes(b"".join(part.read_bytes() for part in parts))
-        return folder
+
+        def make(folder):
+            b.make(more)
+            b.make(before)
+            folder.mkdir(exist_ok=True)
+            bare = [{key: row[key] for key in ("id", "problem", "answer")} for row in read_problems(more / "train.jsonl")]
+            (folder / "answers.jsonl").write_bytes(jsonl(bare))
+            command, printed = b.script("annotate.py", "self", folder / "answers.jsonl", *flags, "--force", "--out", folder / "new.jsonl")
+            (folder / "train.jsonl").write_bytes((before / "train.jsonl").read_bytes() + (folder / "new.jsonl").read_bytes())
+            (folder / "valid.jsonl").write_bytes((before / "valid.jsonl").read_bytes())
+            return command, {"printed": printed}
+
+        return b.once("self", (more, *flags), make)
 
     for n in range(3):
         yield Row(f"socratic, {n} round{'s' * (n != 1)}", "socratic", lambda: b.pair(round(n)), b.test(), "socratic, 0 rounds")
@@ -230,15 +273,18 @@ TEMPLATES = "generalisation", "amounts", "self_teacher"  # the tables that --dat
 
 # ---- print -------------------------------------------------------------------------------------------------------------
 
-def percent(results):
-    """The accuracy of dialogues, {(seed, row number): dialogue}, in per cent: of one seed with Wilson's interval, which is about
-    problems; of several their mean with the lowest and the highest seed's, which are about students."""
-    seeds = defaultdict(list)
-    for (seed, _), dialogue in results.items():
-        seeds[seed].append(dialogue["right"])
-    shares = [statistics.mean(right) for right in seeds.values()]
-    low, high = (min(shares), max(shares)) if len(shares) > 1 else infer.wilson(sum(seeds[seed]), len(results))
-    return f"{100 * statistics.mean(shares):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+T = 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # Student's t at 97.5 % for 1, 2, ... degrees of freedom
+
+
+def percent(shares, n):
+    """The accuracy of some seeds on n problems, in per cent, and an interval at 95 %: of one seed Wilson's, which is about
+    problems; of several, up to ten, that in which one more seed's is expected, mean +- t s sqrt(1 + 1 / seeds)."""
+    mean, seeds = statistics.mean(shares), len(shares)
+    low, high = infer.wilson(round(mean * n), n)
+    if seeds > 1:
+        half = T[seeds - 2] * statistics.stdev(shares) * (1 + 1 / seeds) ** 0.5
+        low, high = max(0, mean - half), min(1, mean + half)
+    return f"{100 * mean:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def asked(lines):
@@ -257,33 +303,29 @@ def fill(b, table, wanted):
         answers = Counter(problem["answer"] for problem in read_problems(b.test()))
         answer, n = answers.most_common(1)[0]
         print(f"| always {answer} | | | {100 * n / answers.total():.1f} | | | | |")
-    results, sizes, lines = {}, {}, {}  # of each label; dialogues by (seed, row number)
+    right, sizes, lines = {}, {}, {}  # of each label: its texts of 1 and 0, a seed's each
     for label in [row.label for row in rows_of(b, table, b.args.seeds[0])]:
         if wanted and not label.startswith(tuple(wanted)):
             continue
-        found, without, problems, questions, p = {}, {}, [], [], []
+        found, without, p = [], [], []
         for seed in b.args.seeds:
             row = next(row for row in rows_of(b, table, seed) if row.label == label)
-            dialogues, printed = b.evaluate(row)
-            found |= {(seed, dialogue["row"]): dialogue for dialogue in dialogues}
+            found.append(b.evaluate(row))
             if table is TABLES["procedures"]:
-                without |= {(seed, dialogue["row"]): dialogue for dialogue in b.evaluate(row, calculator=False)[0]}
-            tested = read_problems(row.test)
-            problems += [tested[dialogue["row"] - 1] for dialogue in dialogues]
-            questions.append(asked(printed))
+                without.append(all_of(b.evaluate(row, calculator=False)))
             trained = [b.runs[folder.name] for folder in row.students().values()]
-            sizes[label] = sum(run["parameters"] for run in trained)
-            if row.against != label and row.against in results:
-                pairs = Counter((dialogue["right"], results[row.against][seed, dialogue["row"]]["right"]) for dialogue in dialogues)
-                p.append(f"{infer.mcnemar(pairs[True, False], pairs[False, True]):.2g}")
-        results[label] = found
-        lines[label] = {n: right / of for n, (right, of) in infer.shares(problems, found.values(), lambda p: len(p["steps"])).items()}
-        shares = " ".join(f"{n}: {100 * share:.0f}" for n, share in lines[label].items())
-        print(f"| {label} | {sizes[label]:,} | {sum(run['tokens'] for run in trained) / 1e6:.1f} | {percent(found)} | "
-              f"{percent(without) if without else ''} | {shares} | {', '.join(f'{statistics.mean(column):.1f}' for column in zip(*questions))} | "
+            if row.against != label and row.against in right:
+                pairs = Counter(zip(all_of(found[-1]), right[row.against][len(p)]))
+                p.append(f"{infer.mcnemar(pairs['1', '0'], pairs['0', '1']):.2g}")
+        right[label], sizes[label] = [all_of(run) for run in found], sum(run["parameters"] for run in trained)
+        lines[label] = {int(n): statistics.mean(share(run["right"][n]) for run in found) for n in found[0]["right"]}
+        with_, without = (runs and percent([share(run) for run in runs], len(runs[0])) for runs in (right[label], without))
+        print(f"| {label} | {sizes[label]:,} | {sum(run['tokens'] for run in trained) / 1e6:.1f} | {with_} | {without or ''} | "
+              f"{' '.join(f'{n}: {100 * part:.0f}' for n, part in lines[label].items())} | "
+              f"{', '.join(f'{statistics.mean(column):.1f}' for column in zip(*(asked(run['printed']) for run in found)))} | "
               f"{', '.join(p)}{f' against {row.against}' if p else ''} |", flush=True)
     if table is TABLES["sizes"]:
-        right = {label: sum(row["right"] for row in found.values()) for label, found in results.items()}
+        right = {label: share("".join(its)) for label, its in right.items()}
         # of the single students those that make something of their size: no smaller one is as right
         cots = [cot for cot in right if cot.startswith("cot") and not any(
             other.startswith("cot") and sizes[other] < sizes[cot] and right[other] >= right[cot] for other in right)]
@@ -292,6 +334,16 @@ def fill(b, table, wanted):
         if beaten:
             print("\nThe largest factor by which a pair is as right as a single student: {:.1f} ({}; {})".format(*max(beaten)))
     return lines
+
+
+def all_of(run):
+    """An evaluation's problems, those with the fewest steps first, as a text of 1 and 0."""
+    return "".join(run["right"].values())
+
+
+def share(right):
+    """The share of 1 in a text of 1 and 0."""
+    return right.count("1") / len(right)
 
 
 def rows_of(b, table, seed):
@@ -327,11 +379,14 @@ def main(argv=None):
     p.add_argument("--data", type=Path, metavar="DIR", help="its train.jsonl, valid.jsonl and test.jsonl instead of templates")
     p.add_argument("--init", nargs="+", metavar="DIR", help="weights to start from; `sizes` takes all, the other tables the first")
     p.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR")
+    p.add_argument("--log", type=Path, metavar="FILE", help="of figures, a row for each run (DIR/runs.jsonl)")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the last table by number of steps, as SVG")
     argv = sys.argv[1:] if argv is None else argv
     behind = argv.index("--") if "--" in argv else len(argv)
     args = p.parse_args(argv[:behind])
     args.flags = argv[behind + 1:]
+    if len(args.seeds) > len(T) + 1 or len(set(args.seeds)) < len(args.seeds):
+        p.error(f"--seeds: at most {len(T) + 1}, each once")
     args.init = args.init and [str(Path(init).resolve()) if Path(init).is_dir() else init for init in args.init]
     names = [name for name in TABLES if not args.data or name not in TEMPLATES] if "all" in args.tables else args.tables
     if args.data and (wrong := set(names) & set(TEMPLATES)):
