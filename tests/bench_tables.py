@@ -64,8 +64,14 @@ class Bench:
         self.recipes = {}  # {name of what may have to be made: function that makes it}
 
     def relative(self, words):
-        """A command's words as texts, what --out holds by its name there."""
-        return [str(word.relative_to(self.out)) if isinstance(word, Path) and word.is_relative_to(self.out) else str(word) for word in words]
+        """A command's words as texts, without this machine's folders: what --out holds by its name there, --data as it was given."""
+        texts = []
+        for word in words:
+            for folder, short in ((self.out, Path()), (self.args.data and self.args.data.resolve(), self.args.data)):
+                if folder and isinstance(word, Path) and word.is_relative_to(folder):
+                    word = short / word.relative_to(folder)
+            texts.append(str(word))
+        return texts
 
     def once(self, kind, flags, make):
         """The path of a file or folder of --out, which make(path) makes, once, and returns (command, figures) for the log.
@@ -193,15 +199,20 @@ def guidance(b):
         yield Row(told, "socratic", lambda: b.pair(guidance=("--guidance", told)), test, "nothing")
 
 
-def sizes(b):
+def sizes(b, test=None):
     """Sizes at equal minutes"""
-    test = b.test()
+    test = test or b.test()
     flags = {f"{n} x {width}": ("--n-layer", n, "--n-embd", width) if (n, width) != (4, 96) else () for n, width in SIZES}
     if b.args.init:
         flags = {Path(init).name: ("--init", init) for init in b.args.init}
     for size, its in flags.items():
         yield Row(f"cot, {size}", "cot", lambda: b.single("cot", flags=its), test, f"cot, {size}")
         yield Row(f"socratic, {size}", "socratic", lambda: b.pair(flags=its), test, f"cot, {size}")
+
+
+def longer(b):
+    """Sizes at equal minutes, on problems of 6 to 8 steps after training on 2 to 5"""
+    yield from sizes(b, b.test("--steps", "6-8"))
 
 
 def both(b, what, test, data=None):
@@ -215,6 +226,10 @@ def generalisation(b):
     yield from both(b, "5 to 8 steps after 2 to 4", b.test("--steps", "5-8"), b.train_data("--steps", "2-4"))
     yield from both(b, "unseen wordings", b.test("--wordings", "test"), b.train_data("--wordings", "test"))
     yield from both(b, "unseen names and objects", b.test("--made-up-test", 1, seed=10))
+    test, against = b.test("--steps", "6-8"), "cot, 6 to 8 steps after 2 to 5"
+    yield from both(b, "6 to 8 steps after 2 to 5", test)
+    yield Row("unified, 6 to 8 steps after 2 to 5", "unified", lambda: b.single("unified"), test, against)
+    yield Row("stepwise, 6 to 8 steps after 2 to 5", "stepwise", lambda: b.pair(role="stepwise"), test, against)
 
 
 def amounts(b):
@@ -267,8 +282,8 @@ def optimizers(b):
             yield Row(f"{name} {rate:g}", "cot", lambda: b.single("cot", flags=flags), b.test(), "")
 
 
-TABLES = {table.__name__: table for table in (procedures, guidance, sizes, generalisation, amounts, votes, self_teacher, optimizers)}
-TEMPLATES = "generalisation", "amounts", "self_teacher"  # the tables that --data cannot have
+TABLES = {table.__name__: table for table in (procedures, guidance, sizes, longer, generalisation, amounts, votes, self_teacher, optimizers)}
+TEMPLATES = "longer", "generalisation", "amounts", "self_teacher"  # the tables that --data cannot have
 
 
 # ---- print -------------------------------------------------------------------------------------------------------------
@@ -324,7 +339,7 @@ def fill(b, table, wanted):
               f"{' '.join(f'{n}: {100 * part:.0f}' for n, part in lines[label].items())} | "
               f"{', '.join(f'{statistics.mean(column):.1f}' for column in zip(*(asked(run['printed']) for run in found)))} | "
               f"{', '.join(p)}{f' against {row.against}' if p else ''} |", flush=True)
-    if table is TABLES["sizes"]:
+    if table in (TABLES["sizes"], TABLES["longer"]):
         right = {label: share("".join(its)) for label, its in right.items()}
         # of the single students those that make something of their size: no smaller one is as right
         cots = [cot for cot in right if cot.startswith("cot") and not any(

@@ -842,6 +842,28 @@ def test_distinct_right_samples_become_annotations(tmp_path, monkeypatch):
     assert len(calls) == 6 and (tmp_path / "new.jsonl").read_bytes() == before
 
 
+def test_a_problem_with_enough_new_annotations_is_not_sampled_again(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def solve(problems, procedure, students, calculator=True, watch=None, sampling=None):
+        """A student that finds something new for every second of the problems, the last first."""
+        asked.append([problem["id"] for problem in problems])
+        for index in reversed(range(len(problems))):
+            step = {"question": f"{len(asked)}?", "solution": f"It is {problems[index]['answer']}."}
+            yield index, {"steps": [step], "answer": problems[index]["answer"] if index % 2 else "-1", "unfinished": None}
+
+    monkeypatch.setattr(annotate, "solve", solve)
+    monkeypatch.setattr(annotate, "open_student", lambda folder, role, slots, device: SimpleNamespace(guidance=None))
+    problems = [mock_teacher.problem(i) | {"id": str(i)} for i in range(8)]
+    (tmp_path / "f.jsonl").write_bytes(data.jsonl(problems))
+    call("self", tmp_path / "f.jsonl", "--samples", 5, "--keep", 1, "--out", tmp_path / "new.jsonl")
+    # of 8 the odd are found, of 0 2 4 6 then 2 6, of 0 4 then 4; 0 is sampled to the end
+    assert asked == [list("01234567"), list("0246"), list("04"), ["0"], ["0"]]
+    rows = data.read_problems(tmp_path / "new.jsonl")
+    assert [row["problem"] for row in rows] == [problems[i]["problem"] for i in range(1, 8)]
+    assert "7 of 16 samples right; new annotations for 7 of 8 problems" in capsys.readouterr().out
+
+
 # ---- check -------------------------------------------------------------------------------------------------------------
 
 def good_row(i, name="Ann", thing="pens"):

@@ -86,6 +86,18 @@ def test_the_log_alone_prints_the_tables_and_what_it_lacks_is_made(commands, tmp
     assert [words[0] for words in commands[n:]] == ["annotate.py", "annotate.py", "train.py", "infer.py"]
 
 
+def test_the_log_names_data_as_it_was_given(commands, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    for split in "train", "valid", "test":
+        Path("mine", f"{split}.jsonl").write_bytes(jsonl(PROBLEMS))
+    bench_tables.main(["procedures", "--rows", "cot", "--data", "mine", "--out", "o"])
+    log = Path("o/runs.jsonl").read_text()
+    assert "--train mine/train.jsonl --valid mine/valid.jsonl --out cot-" in log and str(tmp_path) not in log
+    assert str(tmp_path / "mine" / "train.jsonl") in commands[0]  # the scripts themselves are run in --out
+    assert "| always 1 | | | 100.0 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("n", (2, 3, 4, 10))
 def test_the_interval_of_several_seeds_holds_one_more_in_19_of_20_cases(n):
     random = np.random.default_rng(n)
