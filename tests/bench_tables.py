@@ -191,6 +191,16 @@ def procedures(b):
     yield Row("given the teacher's sub-questions, the pair's solver alone", "given", lambda: {"solver": b.pair()["solver"]}, test, "")
 
 
+def lengths(b):
+    """Procedures on problems of 2 to 8 steps, of which training has 2 to 5"""
+    test = b.test("--steps", "2-8")
+    for role in "cot", "unified":
+        yield Row(role, role, lambda: b.single(role), test)
+    for role, procedure in ("decomposer", "socratic"), ("stepwise", "stepwise"):
+        yield Row(procedure, procedure, lambda: b.pair(role=role), test)
+    yield Row("given the teacher's sub-questions", "given", lambda: {"solver": b.pair()["solver"]}, test, "")
+
+
 def guidance(b):
     """Guidance: what the decomposer is told"""
     test = b.test()
@@ -226,10 +236,6 @@ def generalisation(b):
     yield from both(b, "5 to 8 steps after 2 to 4", b.test("--steps", "5-8"), b.train_data("--steps", "2-4"))
     yield from both(b, "unseen wordings", b.test("--wordings", "test"), b.train_data("--wordings", "test"))
     yield from both(b, "unseen names and objects", b.test("--made-up-test", 1, seed=10))
-    test, against = b.test("--steps", "6-8"), "cot, 6 to 8 steps after 2 to 5"
-    yield from both(b, "6 to 8 steps after 2 to 5", test)
-    yield Row("unified, 6 to 8 steps after 2 to 5", "unified", lambda: b.single("unified"), test, against)
-    yield Row("stepwise, 6 to 8 steps after 2 to 5", "stepwise", lambda: b.pair(role="stepwise"), test, against)
 
 
 def amounts(b):
@@ -282,8 +288,8 @@ def optimizers(b):
             yield Row(f"{name} {rate:g}", "cot", lambda: b.single("cot", flags=flags), b.test(), "")
 
 
-TABLES = {table.__name__: table for table in (procedures, guidance, sizes, longer, generalisation, amounts, votes, self_teacher, optimizers)}
-TEMPLATES = "longer", "generalisation", "amounts", "self_teacher"  # the tables that --data cannot have
+TABLES = {table.__name__: table for table in (procedures, lengths, guidance, sizes, longer, generalisation, amounts, votes, self_teacher, optimizers)}
+TEMPLATES = "lengths", "longer", "generalisation", "amounts", "self_teacher"  # the tables that --data cannot have
 
 
 # ---- print -------------------------------------------------------------------------------------------------------------
@@ -291,11 +297,14 @@ TEMPLATES = "longer", "generalisation", "amounts", "self_teacher"  # the tables 
 T = 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # Student's t at 97.5 % for 1, 2, ... degrees of freedom
 
 
-def percent(shares, n):
-    """The accuracy of some seeds on n problems, in per cent, and an interval at 95 %: of one seed Wilson's, which is about
-    problems; of several, up to ten, that in which one more seed's is expected, mean +- t s sqrt(1 + 1 / seeds)."""
-    mean, seeds = statistics.mean(shares), len(shares)
-    low, high = infer.wilson(round(mean * n), n)
+def percent(right):
+    """The accuracy of some seeds, of each a text of 1 and 0, in per cent, and an interval at 95 %: of one seed Wilson's, which is
+    about problems; of several, up to ten, that in which one more seed's is expected, mean +- t s sqrt(1 + 1 / seeds)."""
+    if not right:
+        return ""
+    shares, seeds = [share(its) for its in right], len(right)
+    mean = statistics.mean(shares)
+    low, high = infer.wilson(right[0].count("1"), len(right[0]))
     if seeds > 1:
         half = T[seeds - 2] * statistics.stdev(shares) * (1 + 1 / seeds) ** 0.5
         low, high = max(0, mean - half), min(1, mean + half)
@@ -308,17 +317,21 @@ def asked(lines):
     return (*exact, *(float(line.rsplit(" ", 1)[1]) for line in lines if "BLEU" in line))
 
 
+class Result(NamedTuple):
+    """What a row's runs came to, of all seeds."""
+    row: Row
+    parameters: int
+    tokens: float  # millions that its students were trained on
+    right: list  # of each seed a text of 1 and 0
+    without: list  # the same without calculator
+    steps: dict  # {number of steps: accuracy}
+    asked: list  # of each seed what `asked` found
+    p: list  # of each seed
+
+
 def fill(b, table, wanted):
-    """Make what is missing of a table, and print its rows as they are complete, all seeds together; returns the lines that
-    a picture can have: {label: {number of steps: accuracy}}."""
-    print(f"\n**{table.__doc__}** ({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, "
-          f"seeds {' '.join(map(str, b.args.seeds))})\n\n"
-          "| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n|---|---|---|---|---|---|---|---|")
-    if b.args.data:
-        answers = Counter(problem["answer"] for problem in read_problems(b.test()))
-        answer, n = answers.most_common(1)[0]
-        print(f"| always {answer} | | | {100 * n / answers.total():.1f} | | | | |")
-    right, sizes, lines = {}, {}, {}  # of each label: its texts of 1 and 0, a seed's each
+    """The Results of a table, as they are complete; what is missing is made. Of `wanted` words a row's label begins with one."""
+    of = {}  # each label's Result
     for label in [row.label for row in rows_of(b, table, b.args.seeds[0])]:
         if wanted and not label.startswith(tuple(wanted)):
             continue
@@ -329,26 +342,61 @@ def fill(b, table, wanted):
             if table is TABLES["procedures"]:
                 without.append(all_of(b.evaluate(row, calculator=False)))
             trained = [b.runs[folder.name] for folder in row.students().values()]
-            if row.against != label and row.against in right:
-                pairs = Counter(zip(all_of(found[-1]), right[row.against][len(p)]))
-                p.append(f"{infer.mcnemar(pairs['1', '0'], pairs['0', '1']):.2g}")
-        right[label], sizes[label] = [all_of(run) for run in found], sum(run["parameters"] for run in trained)
-        lines[label] = {int(n): statistics.mean(share(run["right"][n]) for run in found) for n in found[0]["right"]}
-        with_, without = (runs and percent([share(run) for run in runs], len(runs[0])) for runs in (right[label], without))
-        print(f"| {label} | {sizes[label]:,} | {sum(run['tokens'] for run in trained) / 1e6:.1f} | {with_} | {without or ''} | "
-              f"{' '.join(f'{n}: {100 * part:.0f}' for n, part in lines[label].items())} | "
-              f"{', '.join(f'{statistics.mean(column):.1f}' for column in zip(*(asked(run['printed']) for run in found)))} | "
-              f"{', '.join(p)}{f' against {row.against}' if p else ''} |", flush=True)
+            if row.against != label and row.against in of:
+                pairs = Counter(zip(all_of(found[-1]), of[row.against].right[len(p)]))
+                p.append(infer.mcnemar(pairs["1", "0"], pairs["0", "1"]))
+        of[label] = Result(row, sum(run["parameters"] for run in trained), sum(run["tokens"] for run in trained) / 1e6,
+                           [all_of(run) for run in found], without,
+                           {int(n): statistics.mean(share(run["right"][n]) for run in found) for n in found[0]["right"]},
+                           [asked(run["printed"]) for run in found], p)
+        yield of[label]
+
+
+def title(b, table):
+    return f"**{table.__doc__}** ({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, seeds {' '.join(map(str, b.args.seeds))})"
+
+
+def show(b, table, wanted):
+    """Print a table, a row as soon as it is complete; returns what a picture can have: {label: {number of steps: accuracy}}."""
+    print(f"\n{title(b, table)}\n\n| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n"
+          "|---|---|---|---|---|---|---|---|")
+    if b.args.data:
+        answers = Counter(problem["answer"] for problem in read_problems(b.test()))
+        answer, n = answers.most_common(1)[0]
+        print(f"| always {answer} | | | {100 * n / answers.total():.1f} | | | | |")
+    of = {}
+    for result in fill(b, table, wanted):
+        row = result.row
+        of[row.label] = result
+        print(f"| {row.label} | {result.parameters:,} | {result.tokens:.1f} | {percent(result.right)} | {percent(result.without)} | "
+              f"{' '.join(f'{n}: {100 * part:.0f}' for n, part in result.steps.items())} | "
+              f"{', '.join(f'{statistics.mean(column):.1f}' for column in zip(*result.asked))} | "
+              f"{', '.join(f'{p:.2g}' for p in result.p)}{f' against {row.against}' if result.p else ''} |", flush=True)
     if table in (TABLES["sizes"], TABLES["longer"]):
-        right = {label: share("".join(its)) for label, its in right.items()}
+        right = {label: share("".join(result.right)) for label, result in of.items()}
         # of the single students those that make something of their size: no smaller one is as right
-        cots = [cot for cot in right if cot.startswith("cot") and not any(
-            other.startswith("cot") and sizes[other] < sizes[cot] and right[other] >= right[cot] for other in right)]
-        beaten = [(sizes[cot] / sizes[pair], pair, cot) for cot in cots for pair in right
+        cots = [cot for cot in of if cot.startswith("cot") and not any(
+            other.startswith("cot") and of[other].parameters < of[cot].parameters and right[other] >= right[cot] for other in of)]
+        beaten = [(of[cot].parameters / of[pair].parameters, pair, cot) for cot in cots for pair in of
                   if pair.startswith("socratic") and right[pair] >= right[cot]]
         if beaten:
             print("\nThe largest factor by which a pair is as right as a single student: {:.1f} ({}; {})".format(*max(beaten)))
-    return lines
+    return {label: result.steps for label, result in of.items()}
+
+
+def show_side_by_side(b, tables, wanted):
+    """Print cot and socratic beside each other, a line for both rows of a table that differ in nothing else."""
+    print("| | cot, % | socratic, % | p |\n|---|---|---|---|")
+    for table in tables:
+        print(f"| {title(b, table)} | | | |")
+        lines = defaultdict(dict)  # {what they have in common: {procedure: Result}}
+        for result in fill(b, table, wanted):
+            lines[result.row.label.removeprefix(f"{result.row.procedure}, ")][result.row.procedure] = result
+        for what, its in lines.items():
+            cells = [percent(its[procedure].right) if procedure in its else "" for procedure in ("cot", "socratic")]
+            p = [f"{', '.join(f'{p:.2g}' for p in result.p)}{'' if result.row.against == f'cot, {what}' else f' against {result.row.against}'}"
+                 for result in its.values() if result.p]
+            print(f"| {what} | {' | '.join(cells)} | {'; '.join(p)} |")
 
 
 def all_of(run):
@@ -395,6 +443,7 @@ def main(argv=None):
     p.add_argument("--init", nargs="+", metavar="DIR", help="weights to start from; `sizes` takes all, the other tables the first")
     p.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR")
     p.add_argument("--log", type=Path, metavar="FILE", help="of figures, a row for each run (DIR/runs.jsonl)")
+    p.add_argument("--side-by-side", action="store_true", help="print cot and socratic alone, beside each other")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the last table by number of steps, as SVG")
     argv = sys.argv[1:] if argv is None else argv
     behind = argv.index("--") if "--" in argv else len(argv)
@@ -407,8 +456,10 @@ def main(argv=None):
     if args.data and (wrong := set(names) & set(TEMPLATES)):
         p.error(f"{', '.join(sorted(wrong))}: these tables need the templates, not --data")
     b = Bench(args)
+    if args.side_by_side:
+        return show_side_by_side(b, [TABLES[name] for name in names], args.rows)
     for name in names:
-        lines = fill(b, TABLES[name], args.rows)
+        lines = show(b, TABLES[name], args.rows)
     if args.picture and lines:
         draw(lines, args.picture)
 

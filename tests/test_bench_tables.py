@@ -102,11 +102,19 @@ def test_the_log_names_data_as_it_was_given(commands, tmp_path, monkeypatch, cap
 def test_the_interval_of_several_seeds_holds_one_more_in_19_of_20_cases(n):
     random = np.random.default_rng(n)
     held = []
-    for seeds in random.normal(0.5, 0.001, (2000, n + 1)):
-        low, high = re.fullmatch(r".*\((.*)-(.*)\)", bench_tables.percent([*seeds[:n]], 1000)).groups()
-        held.append(float(low) - 0.05 <= 100 * seeds[n] <= float(high) + 0.05)  # it is printed to 0.1
-    # three standard deviations of a share of 2,000 around 95 %, and what rounding adds
-    assert 0.935 < np.mean(held) < 0.99
+    for seeds in random.normal(500, 30, (2000, n + 1)).round().astype(int).clip(0, 1000).tolist():
+        low, high = re.fullmatch(r".*\((.*)-(.*)\)", bench_tables.percent([k * "1" + (1000 - k) * "0" for k in seeds[:n]])).groups()
+        held.append(float(low) <= seeds[n] / 10 <= float(high))
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)  # three standard deviations of a share of 2,000
+
+
+def test_side_by_side_pairs_what_differs_in_the_procedure_alone(commands, tmp_path, capsys):
+    bench_tables.main(["amounts", "votes", "guidance", "--side-by-side", "--out", str(tmp_path / "o")])
+    lines = [re.split(r" *\| *", line)[1:-1] for line in capsys.readouterr().out.splitlines()]
+    cot, socratic = "25.0 (7.1-59.1)", "62.5 (30.6-86.3)"
+    assert ["1,000 problems", cot, socratic, "0.38"] in lines
+    assert ["5 votes", cot, socratic, "1 against cot, 1 vote; 1 against socratic, 1 vote"] in lines
+    assert ["equations", "", socratic, "1 against nothing"] in lines
 
 
 @pytest.mark.parametrize("table", bench_tables.TABLES)
