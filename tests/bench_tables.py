@@ -12,11 +12,8 @@ train.py stand behind --, and hold for every student but a decomposer that start
 
 Each student is trained and each evaluation made once, in --out, and logged: a row for each run with its command, figures, commit,
 machine, date. What the log has is not run again, so the same command goes on after a break, and prints tables alone when nothing is
-missing; after a change of the code take another --out. The tables in README.md are printed from the log of their runs by
-
-    python tests/bench_tables.py --log tests/tables.jsonl --minutes 6
-
-which would run what that log lacks, for example of another seed.
+missing; after a change of the code take another --out. With --no-run nothing is run: so the tables in README.md are printed from
+their log, tests/tables.jsonl. Two of these commands may share --out if they have no students in common, such as those of two seeds.
 """
 import argparse
 import datetime
@@ -36,7 +33,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import infer  # noqa: E402
-from data import jsonl, read_problems, read_rows  # noqa: E402
+from data import Parser, UserError, jsonl, read_problems, read_rows, run  # noqa: E402
 from model import GPT  # noqa: E402
 
 SECOND = 1.5 / 11  # of a pair's minutes go to the student that starts from the other
@@ -54,14 +51,29 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """What --out holds, each file and folder made when it is needed, and the log, which has a row of figures for each."""
+    """What --out holds, each file and folder made when it is needed, and the log, which has a row of figures for each.
+
+    data(), student() and the like only name a path, and note how it would be made. An evaluation that the log lacks is run, and
+    before it what its command names of --out, its students and problems, and before those what theirs name.
+    """
 
     def __init__(self, args):
         self.out, self.args, self.seed = args.out.resolve(), args, args.seeds[0]
-        self.out.mkdir(parents=True, exist_ok=True)
         self.log = args.log or self.out / "runs.jsonl"
-        self.runs = {row["name"]: row for _, row in read_rows(self.log)} if self.log.exists() else {}
+        if args.log and not args.log.parent.is_dir():
+            raise UserError(f"--log {args.log}: there is no such folder", 2)
+        self.read_log()
         self.recipes = {}  # {name of what may have to be made: function that makes it}
+        self.given = infer.checksum([read_problems(args.data / f"{split}.jsonl") for split in ("train", "valid", "test")]) if args.data else ""
+
+    def read_log(self):
+        """Read the log into {name: row}. Where a student was trained anew its row stands twice: what came of the first is void."""
+        self.runs = {}
+        for _, row in read_rows(self.log) if self.log.exists() else ():
+            void = [row["name"]] if row["name"] in self.runs and not row["name"].startswith("data-") else []
+            for name in void:  # grows
+                void += [other for other, run in self.runs.items() if name in run["command"] and other not in void]
+            self.runs = {name: run for name, run in self.runs.items() if name not in void} | {row["name"]: row}
 
     def relative(self, words):
         """A command's words as texts, without this machine's folders: what --out holds by its name there, --data as it was given."""
@@ -78,7 +90,8 @@ class Bench:
 
         flags: the words that make it what it is; it is named by them.
         """
-        name = f"{kind}-{hashlib.sha256(json.dumps(self.relative(flags)).encode()).hexdigest()[:10]}"
+        words = [*self.relative(flags), *([self.given] if self.given else [])]
+        name = f"{kind}-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:10]}"
         if name not in self.runs or not (self.out / name).exists():
             self.recipes[name] = make
         return self.out / name
@@ -87,26 +100,31 @@ class Bench:
         """Make what `once` named, if it is not there."""
         if recipe := self.recipes.pop(path.name, None):
             command, figures = recipe(path)
-            commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
-            self.runs[path.name] = {"name": path.name, "command": " ".join(self.relative(command)), "date": datetime.date.today().isoformat(),
-                                    "commit": commit, "machine": machine(), "torch": torch.__version__, **figures}
+            row = {"name": path.name, "command": " ".join(self.relative(command)), "date": datetime.date.today().isoformat(),
+                   "commit": commit(), "machine": machine(), "torch": torch.__version__, **figures}
             with open(self.log, "ab") as f:
-                f.write(jsonl([self.runs[path.name]]))
+                f.write(jsonl([row]))
+            self.read_log()
 
     def script(self, script, *words):
         """Run a script, after what its words need of --out; returns the command and the lines that it printed."""
+        command = (script, *words)
+        if self.args.no_run:
+            raise UserError(f"--no-run, but {self.log} lacks: {' '.join(self.relative(command))}")
         for word in words:
             if isinstance(word, Path) and word.is_relative_to(self.out):
                 self.make(self.out / word.relative_to(self.out).parts[0])
-        command = (script, *words)
+        self.out.mkdir(parents=True, exist_ok=True)
         print(*command, file=sys.stderr, flush=True)
-        printed = subprocess.run([sys.executable, ROOT / script, *map(str, words)], cwd=self.out, check=True, stdout=subprocess.PIPE, text=True)
-        return command, printed.stdout.replace(f"{self.out}/", "").splitlines()
+        done = subprocess.run([sys.executable, ROOT / script, *map(str, words)], cwd=self.out, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise UserError(f"{script} came to status {done.returncode}; what it said stands above")
+        return command, [line for line in done.stdout.replace(f"{self.out}/", "").splitlines() if not line.startswith(("kept in ", "next: "))]
 
     def data(self, *flags):
         """A folder of problems by the template teacher with these flags."""
         flags = ("--level", self.args.level, *flags)
-        return self.once("data", flags, lambda folder: (self.script("annotate.py", *flags, "--out", folder)[0], {}))
+        return self.once("data", flags, lambda folder: (self.script("annotate.py", *flags, "--force", "--out", folder)[0], {}))
 
     def train_data(self, *flags):
         """The folder of problems to train on."""
@@ -124,9 +142,11 @@ class Bench:
                  "--valid", data / "valid.jsonl", *flags)
 
         def make(folder):
-            command, printed = self.script("train.py", *flags, "--out", folder, "--resume")
+            begun = (folder / "student.json").exists() and not (folder / "last" / "trainer.pt").exists()  # what --resume cannot go on with
+            command, printed = self.script("train.py", *flags, "--out", folder, "--force" if begun else "--resume")
             about = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-            return command, {"parameters": sum(p.numel() for p in GPT.open(folder).parameters()), "printed": printed, **about}
+            return command, {"parameters": sum(p.numel() for p in GPT.open(folder).parameters()), "printed": printed,
+                             **{key: about[key] for key in ("steps", "tokens", "seconds", "best", "validating") if key in about}}
 
         return self.once(role, flags, make)
 
@@ -166,6 +186,15 @@ class Bench:
         return self.runs[file.name]
 
 
+def commit():
+    """This code's commit, or "" where git does not know it."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def machine():
     """What computes, in words."""
     if torch.cuda.is_available():
@@ -182,8 +211,8 @@ def procedures(b):
     test = b.test()
     for role in "cot", "answer", "unified":
         yield Row(role, role, lambda: b.single(role), test)
-    # a student from scratch learns the problem's text and recites solutions too: is that what answers take?
-    yield Row("answer, learning nothing else", "answer", lambda: b.single("answer", flags=("--text-weight", 0, "--recite", 0)), test)
+    if not b.args.init:  # a student from scratch learns the problem's text and recites solutions too: is that what answers take?
+        yield Row("answer, learning nothing else", "answer", lambda: b.single("answer", flags=("--text-weight", 0, "--recite", 0)), test)
     if not b.args.init and not any(flag.startswith("--n-") for flag in b.args.flags):
         yield Row("larger cot, of the pair's size", "cot", lambda: b.single("cot", flags=("--n-embd", 144)), test)
     yield Row("socratic", "socratic", b.pair, test)
@@ -192,7 +221,7 @@ def procedures(b):
 
 
 def lengths(b):
-    """Procedures on problems of 2 to 8 steps, of which training has 2 to 5"""
+    """Procedures on problems of 2 to 8 steps; training has 2 to 5, at level 3 to 6"""
     test = b.test("--steps", "2-8")
     for role in "cot", "unified":
         yield Row(role, role, lambda: b.single(role), test)
@@ -202,7 +231,7 @@ def lengths(b):
 
 
 def guidance(b):
-    """Guidance: what the decomposer is told"""
+    """Guidance: what the decomposer is told, at the test from the file's own solutions: an upper bound"""
     test = b.test()
     yield Row("nothing", "socratic", b.pair, test)
     for told in "steps", "equations":
@@ -221,7 +250,7 @@ def sizes(b, test=None):
 
 
 def longer(b):
-    """Sizes at equal minutes, on problems of 6 to 8 steps after training on 2 to 5"""
+    """Sizes at equal minutes, on problems of 6 to 8 steps; training has 2 to 5, at level 3 to 6"""
     yield from sizes(b, b.test("--steps", "6-8"))
 
 
@@ -254,10 +283,10 @@ def votes(b):
 
 def self_teacher(b):
     """Students as their own teacher: 2,000 annotations, and what the pair samples for 8,000 problems of which the answers are known"""
-    def round(n):
+    def annotations(n):
         if not n:
             return b.train_data("--train", 2_000)
-        pair, before = b.pair(round(n - 1)), round(0)
+        pair, before = b.pair(annotations(n - 1)), annotations(0)
         more = b.data("--seed", b.seed + 100, "--train", 8_000)
         flags = ("--solver", pair["solver"], "--decomposer", pair["decomposer"], "--samples", 4, "--keep", 1, "--seed", b.seed)
 
@@ -275,16 +304,17 @@ def self_teacher(b):
         return b.once("self", (more, *flags), make)
 
     for n in range(3):
-        yield Row(f"socratic, {n} round{'s' * (n != 1)}", "socratic", lambda: b.pair(round(n)), b.test(), "socratic, 0 rounds")
+        yield Row(f"socratic, {n} round{'s' * (n != 1)}", "socratic", lambda: b.pair(annotations(n)), b.test(), "socratic, 0 rounds")
     yield Row("socratic, 10,000 annotations of the teacher", "socratic", lambda: b.pair(b.train_data("--train", 10_000)), b.test(), "socratic, 0 rounds")
 
 
 def optimizers(b):
     """Optimizers at equal minutes, each at two learning rates"""
-    default = ("adamw", 5e-5) if b.args.init else ("muon", 3e-3)  # the other tables' cot
     for name in "muon", "adamw":
         for rate in (5e-5, 5e-4) if b.args.init else (3e-3, 1e-3):
-            flags = ("--optimizer", name, "--lr", f"{rate:g}") if (name, rate) != default else ()
+            flags = ("--optimizer", name, "--lr", f"{rate:g}")
+            if not b.args.init and (name, rate) == ("muon", 3e-3):
+                flags = ()  # the other tables' cot
             yield Row(f"{name} {rate:g}", "cot", lambda: b.single("cot", flags=flags), b.test(), "")
 
 
@@ -299,16 +329,17 @@ T = 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # Student's t
 
 def percent(right):
     """The accuracy of some seeds, of each a text of 1 and 0, in per cent, and an interval at 95 %: of one seed Wilson's, which is
-    about problems; of several, up to ten, that in which one more seed's is expected, mean +- t s sqrt(1 + 1 / seeds)."""
+    about problems; of several, up to ten, that in which one more seed's is expected, mean +- t s sqrt(1 + 1 / seeds), and each."""
     if not right:
         return ""
-    shares, seeds = [share(its) for its in right], len(right)
+    shares, seeds = [accuracy(its) for its in right], len(right)
     mean = statistics.mean(shares)
     low, high = infer.wilson(right[0].count("1"), len(right[0]))
     if seeds > 1:
         half = T[seeds - 2] * statistics.stdev(shares) * (1 + 1 / seeds) ** 0.5
         low, high = max(0, mean - half), min(1, mean + half)
-    return f"{100 * mean:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    each = f": {', '.join(f'{100 * one:.1f}' for one in shares)}" if seeds > 1 else ""
+    return f"{100 * mean:.1f} ({100 * low:.1f}-{100 * high:.1f}{each})"
 
 
 def asked(lines):
@@ -321,42 +352,47 @@ class Result(NamedTuple):
     """What a row's runs came to, of all seeds."""
     row: Row
     parameters: int
-    tokens: float  # millions that its students were trained on
+    tokens: float  # millions that its students were trained on, mean of the seeds
     right: list  # of each seed a text of 1 and 0
     without: list  # the same without calculator
     steps: dict  # {number of steps: accuracy}
     asked: list  # of each seed what `asked` found
-    p: list  # of each seed
+    p: list  # of each seed, McNemar's
+    where: set  # machines and commits of its evaluations
 
 
-def fill(b, table, wanted):
-    """The Results of a table, as they are complete; what is missing is made. Of `wanted` words a row's label begins with one."""
+def fill(b, table, procedures=None):
+    """The Results of a table, as they are complete, and what is missing is made: of the rows that --rows wants, and of some procedures."""
     of = {}  # each label's Result
-    for label in [row.label for row in rows_of(b, table, b.args.seeds[0])]:
-        if wanted and not label.startswith(tuple(wanted)):
+    for label, procedure in [(row.label, row.procedure) for row in rows_of(b, table, b.args.seeds[0])]:
+        if b.args.rows and not label.startswith(tuple(b.args.rows)) or procedures and procedure not in procedures:
             continue
-        found, without, p = [], [], []
+        found, without, tokens, p = [], [], [], []
         for seed in b.args.seeds:
             row = next(row for row in rows_of(b, table, seed) if row.label == label)
             found.append(b.evaluate(row))
             if table is TABLES["procedures"]:
                 without.append(all_of(b.evaluate(row, calculator=False)))
             trained = [b.runs[folder.name] for folder in row.students().values()]
+            tokens.append(sum(run["tokens"] for run in trained) / 1e6)
             if row.against != label and row.against in of:
                 pairs = Counter(zip(all_of(found[-1]), of[row.against].right[len(p)]))
                 p.append(infer.mcnemar(pairs["1", "0"], pairs["0", "1"]))
-        of[label] = Result(row, sum(run["parameters"] for run in trained), sum(run["tokens"] for run in trained) / 1e6,
+        of[label] = Result(row, sum(run["parameters"] for run in trained), statistics.mean(tokens),
                            [all_of(run) for run in found], without,
-                           {int(n): statistics.mean(share(run["right"][n]) for run in found) for n in found[0]["right"]},
-                           [asked(run["printed"]) for run in found], p)
+                           {int(n): statistics.mean(accuracy(run["right"][n]) for run in found) for n in found[0]["right"]},
+                           [asked(run["printed"]) for run in found], p, {(run["machine"], run["commit"]) for run in found})
         yield of[label]
 
 
 def title(b, table):
-    return f"**{table.__doc__}** ({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, seeds {' '.join(map(str, b.args.seeds))})"
+    """A table's title, which says what its intervals are of."""
+    interval = "intervals of one seed's problems" if len(b.args.seeds) == 1 else "intervals of one more seed"
+    return (f"**{table.__doc__}** ({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, "
+            f"seed{'s' * (len(b.args.seeds) > 1)} {' '.join(map(str, b.args.seeds))}; {interval})")
 
 
-def show(b, table, wanted):
+def show(b, table):
     """Print a table, a row as soon as it is complete; returns what a picture can have: {label: {number of steps: accuracy}}."""
     print(f"\n{title(b, table)}\n\n| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n"
           "|---|---|---|---|---|---|---|---|")
@@ -365,36 +401,47 @@ def show(b, table, wanted):
         answer, n = answers.most_common(1)[0]
         print(f"| always {answer} | | | {100 * n / answers.total():.1f} | | | | |")
     of = {}
-    for result in fill(b, table, wanted):
+    for result in fill(b, table):
         row = result.row
         of[row.label] = result
         print(f"| {row.label} | {result.parameters:,} | {result.tokens:.1f} | {percent(result.right)} | {percent(result.without)} | "
               f"{' '.join(f'{n}: {100 * part:.0f}' for n, part in result.steps.items())} | "
               f"{', '.join(f'{statistics.mean(column):.1f}' for column in zip(*result.asked))} | "
               f"{', '.join(f'{p:.2g}' for p in result.p)}{f' against {row.against}' if result.p else ''} |", flush=True)
+    print()
+    for machine, commit in sorted(set().union(*(result.where for result in of.values()))):
+        print(f"({machine}, commit {commit})")
     if table in (TABLES["sizes"], TABLES["longer"]):
-        right = {label: share("".join(result.right)) for label, result in of.items()}
-        # of the single students those that make something of their size: no smaller one is as right
-        cots = [cot for cot in of if cot.startswith("cot") and not any(
-            other.startswith("cot") and of[other].parameters < of[cot].parameters and right[other] >= right[cot] for other in of)]
-        beaten = [(of[cot].parameters / of[pair].parameters, pair, cot) for cot in cots for pair in of
-                  if pair.startswith("socratic") and right[pair] >= right[cot]]
-        if beaten:
-            print("\nThe largest factor by which a pair is as right as a single student: {:.1f} ({}; {})".format(*max(beaten)))
+        print(largest_factor(list(of.values())))
     return {label: result.steps for label, result in of.items()}
 
 
-def show_side_by_side(b, tables, wanted):
+def largest_factor(results):
+    """Say by which factor a pair is at most smaller than a single student that is no better. Only such single students count as
+    make something of their size: no smaller one is as right."""
+    right = lambda result: "".join(result.right)
+    cots = [result for result in results if result.row.procedure == "cot"]
+    cots = [cot for cot in cots if not any(
+        other.parameters < cot.parameters and accuracy(right(other)) >= accuracy(right(cot)) for other in cots)]
+    beaten = [(cot.parameters / pair.parameters, f"{pair.row.label}, {100 * accuracy(right(pair)):.1f} %, and {cot.row.label}, "
+               f"{100 * accuracy(right(cot)):.1f} %") for cot in cots for pair in results
+              if pair.row.procedure == "socratic" and accuracy(right(pair)) >= accuracy(right(cot))]
+    factor, which = max(beaten, default=(0, "none is"))
+    return f"The largest factor by which a pair is smaller than a single student and as right: {factor:.1f} ({which})"
+
+
+def show_side_by_side(b, tables):
     """Print cot and socratic beside each other, a line for both rows of a table that differ in nothing else."""
     print("| | cot, % | socratic, % | p |\n|---|---|---|---|")
     for table in tables:
         print(f"| {title(b, table)} | | | |")
         lines = defaultdict(dict)  # {what they have in common: {procedure: Result}}
-        for result in fill(b, table, wanted):
-            lines[result.row.label.removeprefix(f"{result.row.procedure}, ")][result.row.procedure] = result
+        for result in fill(b, table, ("cot", "socratic")):
+            label, procedure = result.row.label, result.row.procedure
+            lines["" if label == procedure else label.removeprefix(f"{procedure}, ")][procedure] = result
         for what, its in lines.items():
             cells = [percent(its[procedure].right) if procedure in its else "" for procedure in ("cot", "socratic")]
-            p = [f"{', '.join(f'{p:.2g}' for p in result.p)}{'' if result.row.against == f'cot, {what}' else f' against {result.row.against}'}"
+            p = [f"{', '.join(f'{p:.2g}' for p in result.p)}{'' if its.get('cot') and result.row.against == its['cot'].row.label else f' against {result.row.against}'}"
                  for result in its.values() if result.p]
             print(f"| {what} | {' | '.join(cells)} | {'; '.join(p)} |")
 
@@ -404,7 +451,7 @@ def all_of(run):
     return "".join(run["right"].values())
 
 
-def share(right):
+def accuracy(right):
     """The share of 1 in a text of 1 and 0."""
     return right.count("1") / len(right)
 
@@ -433,7 +480,7 @@ def draw(lines, path):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = Parser(description=__doc__.splitlines()[0])
     p.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all", help="which (all)")
     p.add_argument("--rows", nargs="+", metavar="WORD", help="only rows that begin with one of these words")
     p.add_argument("--minutes", type=float, default=11, help="of training of a procedure's students in all (%(default)s)")
@@ -443,6 +490,7 @@ def main(argv=None):
     p.add_argument("--init", nargs="+", metavar="DIR", help="weights to start from; `sizes` takes all, the other tables the first")
     p.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR")
     p.add_argument("--log", type=Path, metavar="FILE", help="of figures, a row for each run (DIR/runs.jsonl)")
+    p.add_argument("--no-run", action="store_true", help="print what the log has, and fail if something is missing")
     p.add_argument("--side-by-side", action="store_true", help="print cot and socratic alone, beside each other")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the last table by number of steps, as SVG")
     argv = sys.argv[1:] if argv is None else argv
@@ -452,17 +500,30 @@ def main(argv=None):
     if len(args.seeds) > len(T) + 1 or len(set(args.seeds)) < len(args.seeds):
         p.error(f"--seeds: at most {len(T) + 1}, each once")
     args.init = args.init and [str(Path(init).resolve()) if Path(init).is_dir() else init for init in args.init]
+    if args.init and len({Path(init).name for init in args.init}) < len(args.init):
+        p.error("--init: two folders of one name")
     names = [name for name in TABLES if not args.data or name not in TEMPLATES] if "all" in args.tables else args.tables
     if args.data and (wrong := set(names) & set(TEMPLATES)):
         p.error(f"{', '.join(sorted(wrong))}: these tables need the templates, not --data")
+    own = {"--role", "--train", "--valid", "--out", "--seed", "--minutes", "--steps", "--epochs", "--patience", "--resume", "--force", "--init"}
+    own |= {"--n-layer", "--n-embd"} if {"sizes", "longer"} & set(names) else set()
+    own |= {"--optimizer", "--lr"} if "optimizers" in names else set()
+    if wrong := own & {flag.split("=")[0] for flag in args.flags}:
+        p.error(f"-- {' '.join(sorted(wrong))}: these tables set it themselves")
+    if args.picture and args.side_by_side:
+        p.error("--picture: not with --side-by-side")
     b = Bench(args)
+    if args.rows:
+        labels = [row.label for name in names for row in rows_of(b, TABLES[name], args.seeds[0])]
+        if unknown := [word for word in args.rows if not any(label.startswith(word) for label in labels)]:
+            p.error(f"--rows {unknown[0]}: no row begins so; there are {', '.join(labels)}")
     if args.side_by_side:
-        return show_side_by_side(b, [TABLES[name] for name in names], args.rows)
+        return show_side_by_side(b, [TABLES[name] for name in names])
     for name in names:
-        lines = show(b, TABLES[name], args.rows)
-    if args.picture and lines:
+        lines = show(b, TABLES[name])
+    if args.picture:
         draw(lines, args.picture)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bench_tables
-from data import jsonl
+from data import UserError, jsonl
 
 PROBLEMS = [{"id": str(i), "problem": f"P {i}", "answer": "1", "steps": [{"question": "q", "solution": "s"}] * (2 + i % 2)} for i in range(8)]
 RIGHT = {"socratic": {0, 1, 2, 3, 4}, "cot": {4, 5}}  # rows that a procedure solves with the calculator; without, none is
@@ -21,7 +21,7 @@ def commands(monkeypatch):
 
     def run(command, **how):
         if command[0] == "git":
-            return SimpleNamespace(stdout="0123abc\n")
+            return SimpleNamespace(stdout="0123abc\n", returncode=0)
         script, *words = command[1:]
         flags = dict(zip(words, words[1:]))
         out, printed = Path(flags["--out"]), ""
@@ -35,11 +35,11 @@ def commands(monkeypatch):
             out.parent.mkdir(exist_ok=True)
             out.write_bytes(jsonl(PROBLEMS))
         else:
-            out.mkdir()
+            out.mkdir(exist_ok=True)
             for split in "train", "valid", "test":
                 (out / f"{split}.jsonl").write_bytes(jsonl(PROBLEMS))
             (out / "student.json").write_text(json.dumps({"tokens": 2_500_000}))
-        return SimpleNamespace(stdout=printed)
+        return SimpleNamespace(stdout=printed, returncode=0)
 
     monkeypatch.setattr(bench_tables.subprocess, "run", run)
     monkeypatch.setattr(bench_tables.GPT, "open", lambda folder: SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1000)]))
@@ -79,11 +79,18 @@ def test_the_log_alone_prints_the_tables_and_what_it_lacks_is_made(commands, tmp
     bench_tables.main(["procedures", "--rows", "cot", "socratic", "--out", str(tmp_path / "a"), "--log", log])
     first, n = capsys.readouterr().out, len(commands)
     assert str(tmp_path) not in Path(log).read_text()
-    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--out", str(tmp_path / "b"), "--log", log])
-    assert capsys.readouterr().out == first and len(commands) == n and not list((tmp_path / "b").iterdir())
+    there = ["--out", str(tmp_path / "b"), "--log", log]
+    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--no-run", *there])
+    assert capsys.readouterr().out == first and len(commands) == n and not (tmp_path / "b").exists()
+    with pytest.raises(UserError, match="log.jsonl lacks: infer.py --procedure cot --eval data-.*/test.jsonl --student cot-.* --votes 5 "):
+        bench_tables.main(["votes", "--rows", "cot, 5", "--no-run", *there])
     # another evaluation of a student that is there no more: its data, itself, the test problems
-    bench_tables.main(["votes", "--rows", "cot, 5", "--out", str(tmp_path / "b"), "--log", log])
+    bench_tables.main(["votes", "--rows", "cot, 5", *there])
     assert [words[0] for words in commands[n:]] == ["annotate.py", "annotate.py", "train.py", "infer.py"]
+    # what the log says of that student as it was first trained counts no more
+    with pytest.raises(UserError, match="lacks: infer.py --procedure cot .*/test.jsonl --student cot-[0-9a-f]* --out"):
+        bench_tables.main(["procedures", "--rows", "cot", "--no-run", *there])
+    bench_tables.main(["procedures", "--rows", "socratic", "--no-run", *there])
 
 
 def test_the_log_names_data_as_it_was_given(commands, tmp_path, monkeypatch, capsys):
@@ -96,6 +103,44 @@ def test_the_log_names_data_as_it_was_given(commands, tmp_path, monkeypatch, cap
     assert "--train mine/train.jsonl --valid mine/valid.jsonl --out cot-" in log and str(tmp_path) not in log
     assert str(tmp_path / "mine" / "train.jsonl") in commands[0]  # the scripts themselves are run in --out
     assert "| always 1 | | | 100.0 |" in capsys.readouterr().out
+    n = len(commands)
+    Path("mine/test.jsonl").write_bytes(jsonl(PROBLEMS[:6]))  # other data of the same name
+    bench_tables.main(["procedures", "--rows", "cot", "--data", "mine", "--out", "o"])
+    assert len(commands) == 2 * n
+
+
+def test_a_training_that_was_killed_before_it_kept_anything_begins_anew(commands, tmp_path):
+    bench_tables.main(["procedures", "--rows", "cot", "--out", str(tmp_path)])
+    assert commands[2][0] == "train.py" and commands[2][-1] == "--resume"
+    (tmp_path / "runs.jsonl").unlink()  # the student's folder, with student.json, is there, and no last/
+    bench_tables.main(["procedures", "--rows", "cot", "--out", str(tmp_path)])
+    assert commands[-3][0] == "train.py" and commands[-3][-1] == "--force"
+
+
+@pytest.mark.parametrize("words, message", [
+    (["nonsense"], "invalid choice: 'nonsense'"), (["--data", "nowhere"], "nowhere/train.jsonl"), (["--seeds", "1", "1"], "each once"),
+    (["procedures", "--rows", "quick"], "--rows quick: no row begins so; there are cot, answer, unified"),
+    (["--log", "nowhere/log.jsonl"], "--log nowhere/log.jsonl: there is no such folder"), (["lengths", "--data", "x"], "need the templates"),
+    (["procedures", "--", "--minutes", "5"], "-- --minutes: these tables set it"), (["sizes", "--", "--n-embd=8"], "-- --n-embd: these"),
+    (["optimizers", "--", "--lr", "1"], "-- --lr: these"), (["--init", "a/gpt2", "b/gpt2"], "two folders of one name"),
+    (["votes", "--side-by-side", "--picture", "p.svg"], "--picture: not with"),
+])
+def test_a_users_mistake_is_one_line_and_runs_nothing(words, message, commands, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UserError, OSError), match=message) as e:
+        bench_tables.main(words)
+    assert "\n" not in str(e.value) and not commands and not list(tmp_path.iterdir())
+
+
+def test_the_largest_factor_is_of_single_students_that_make_something_of_their_size():
+    def result(procedure, parameters, right):
+        row = bench_tables.Row(f"{procedure}, {parameters}", procedure, None, None)
+        return bench_tables.Result(row, parameters, 1.0, [right * "1" + (10 - right) * "0"], [], {}, [], [], set())
+
+    results = [result("cot", 10, 4), result("socratic", 20, 6), result("cot", 40, 5), result("socratic", 80, 9), result("cot", 160, 4)]
+    # the cot of 160 is no better than that of 10: to be as right as that is no feat
+    assert bench_tables.largest_factor(results).endswith("as right: 2.0 (socratic, 20, 60.0 %, and cot, 40, 50.0 %)")
+    assert bench_tables.largest_factor(results[:1] + [result("socratic", 20, 3)]).endswith("0.0 (none is)")
 
 
 @pytest.mark.parametrize("n", (2, 3, 4, 10))
@@ -103,18 +148,19 @@ def test_the_interval_of_several_seeds_holds_one_more_in_19_of_20_cases(n):
     random = np.random.default_rng(n)
     held = []
     for seeds in random.normal(500, 30, (2000, n + 1)).round().astype(int).clip(0, 1000).tolist():
-        low, high = re.fullmatch(r".*\((.*)-(.*)\)", bench_tables.percent([k * "1" + (1000 - k) * "0" for k in seeds[:n]])).groups()
+        low, high = re.fullmatch(r"[\d.]+ \(([\d.]+)-([\d.]+): .*\)", bench_tables.percent([k * "1" + (1000 - k) * "0" for k in seeds[:n]])).groups()
         held.append(float(low) <= seeds[n] / 10 <= float(high))
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)  # three standard deviations of a share of 2,000
 
 
 def test_side_by_side_pairs_what_differs_in_the_procedure_alone(commands, tmp_path, capsys):
-    bench_tables.main(["amounts", "votes", "guidance", "--side-by-side", "--out", str(tmp_path / "o")])
+    bench_tables.main(["amounts", "votes", "guidance", "procedures", "--side-by-side", "--out", str(tmp_path / "o")])
     lines = [re.split(r" *\| *", line)[1:-1] for line in capsys.readouterr().out.splitlines()]
     cot, socratic = "25.0 (7.1-59.1)", "62.5 (30.6-86.3)"
     assert ["1,000 problems", cot, socratic, "0.38"] in lines
     assert ["5 votes", cot, socratic, "1 against cot, 1 vote; 1 against socratic, 1 vote"] in lines
     assert ["equations", "", socratic, "1 against nothing"] in lines
+    assert ["", cot, socratic, "0.38"] in lines and not any(words[0] == "train.py" and "unified" in words for words in commands)
 
 
 @pytest.mark.parametrize("table", bench_tables.TABLES)
