@@ -364,8 +364,10 @@ class Result(NamedTuple):
 def fill(b, table, procedures=None):
     """The Results of a table, as they are complete, and what is missing is made: of the rows that --rows wants, and of some procedures."""
     of = {}  # each label's Result
-    for label, procedure in [(row.label, row.procedure) for row in rows_of(b, table, b.args.seeds[0])]:
-        if b.args.rows and not label.startswith(tuple(b.args.rows)) or procedures and procedure not in procedures:
+    rows = {row.label: row.procedure for row in rows_of(b, table, b.args.seeds[0])}
+    for label, procedure in rows.items():
+        wanted = any(label == word or word not in rows and label.startswith(word) for word in b.args.rows or [""])
+        if not wanted or procedures and procedure not in procedures:
             continue
         found, without, tokens, p = [], [], [], []
         for seed in b.args.seeds:
@@ -482,7 +484,7 @@ def draw(lines, path):
 def main(argv=None):
     p = Parser(description=__doc__.splitlines()[0])
     p.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all", help="which (all)")
-    p.add_argument("--rows", nargs="+", metavar="WORD", help="only rows that begin with one of these words")
+    p.add_argument("--rows", nargs="+", metavar="WORD", help="only the rows of these names, or that begin so")
     p.add_argument("--minutes", type=float, default=11, help="of training of a procedure's students in all (%(default)s)")
     p.add_argument("--level", type=int, default=1, help="of the template problems")
     p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training problems and students; the test problems have seed 9")
