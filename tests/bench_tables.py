@@ -50,6 +50,10 @@ class Row(NamedTuple):
     flags: tuple = ()  # of infer.py
 
 
+class NotRun(UserError):
+    """--no-run, but the log lacks something."""
+
+
 class Bench:
     """What --out holds, each file and folder made when it is needed, and the log, which has a row of figures for each.
 
@@ -110,7 +114,7 @@ class Bench:
         """Run a script, after what its words need of --out; returns the command and the lines that it printed."""
         command = (script, *words)
         if self.args.no_run:
-            raise UserError(f"--no-run, but {self.log} lacks: {' '.join(self.relative(command))}")
+            raise NotRun(f"not in {self.log}: {' '.join(self.relative(command))}")
         for word in words:
             if isinstance(word, Path) and word.is_relative_to(self.out):
                 self.make(self.out / word.relative_to(self.out).parts[0])
@@ -372,14 +376,21 @@ def fill(b, table, procedures=None):
         found, without, tokens, p = [], [], [], []
         for seed in b.args.seeds:
             row = next(row for row in rows_of(b, table, seed) if row.label == label)
-            found.append(b.evaluate(row))
-            if table is TABLES["procedures"]:
-                without.append(all_of(b.evaluate(row, calculator=False)))
+            try:
+                found.append(b.evaluate(row))
+                if table is TABLES["procedures"]:
+                    without.append(all_of(b.evaluate(row, calculator=False)))
+            except NotRun as e:
+                print(f"{label}: {e}", file=sys.stderr)
+                found = []
+                break
             trained = [b.runs[folder.name] for folder in row.students().values()]
             tokens.append(sum(run["tokens"] for run in trained) / 1e6)
             if row.against != label and row.against in of:
                 pairs = Counter(zip(all_of(found[-1]), of[row.against].right[len(p)]))
                 p.append(infer.mcnemar(pairs["1", "0"], pairs["0", "1"]))
+        if not found:
+            continue
         of[label] = Result(row, sum(run["parameters"] for run in trained), statistics.mean(tokens),
                            [all_of(run) for run in found], without,
                            {int(n): statistics.mean(accuracy(run["right"][n]) for run in found) for n in found[0]["right"]},
@@ -476,7 +487,7 @@ def draw(lines, path):
         points = " ".join(f"{x(n):.1f},{y(share):.1f}" for n, share in line.items())
         marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
                      f'<text x="450" y="{40 + 20 * k}" fill="{colour}">{escape(label)}</text>')
-    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 380" font-family="sans-serif" font-size="12">\n'
+    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 380" font-family="sans-serif" font-size="12" style="background:#fff">\n'
                     + "\n".join(marks) + '\n<text x="240" y="370" text-anchor="middle">sub-questions of the problem</text>\n</svg>\n',
                     encoding="utf-8")
 
@@ -492,7 +503,7 @@ def main(argv=None):
     p.add_argument("--init", nargs="+", metavar="DIR", help="weights to start from; `sizes` takes all, the other tables the first")
     p.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR")
     p.add_argument("--log", type=Path, metavar="FILE", help="of figures, a row for each run (DIR/runs.jsonl)")
-    p.add_argument("--no-run", action="store_true", help="print what the log has, and fail if something is missing")
+    p.add_argument("--no-run", action="store_true", help="print what the log has; which rows are left out is told on stderr")
     p.add_argument("--side-by-side", action="store_true", help="print cot and socratic alone, beside each other")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the last table by number of steps, as SVG")
     argv = sys.argv[1:] if argv is None else argv
