@@ -398,16 +398,16 @@ def fill(b, table, procedures=None):
         yield of[label]
 
 
-def title(b, table):
-    """A table's title, which says what its intervals are of."""
+def conditions(b):
+    """What all tables of a command have in common, and what their intervals are of, in words."""
     interval = "intervals of one seed's problems" if len(b.args.seeds) == 1 else "intervals of one more seed"
-    return (f"**{table.__doc__}** ({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, "
+    return (f"({b.args.minutes:g} minutes, {b.args.data or f'level {b.args.level}'}, "
             f"seed{'s' * (len(b.args.seeds) > 1)} {' '.join(map(str, b.args.seeds))}; {interval})")
 
 
 def show(b, table):
     """Print a table, a row as soon as it is complete; returns what a picture can have: {label: {number of steps: accuracy}}."""
-    print(f"\n{title(b, table)}\n\n| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n"
+    print(f"\n**{table.__doc__}** {conditions(b)}\n\n| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n"
           "|---|---|---|---|---|---|---|---|")
     if b.args.data:
         answers = Counter(problem["answer"] for problem in read_problems(b.test()))
@@ -445,9 +445,9 @@ def largest_factor(results):
 
 def show_side_by_side(b, tables):
     """Print cot and socratic beside each other, a line for both rows of a table that differ in nothing else."""
-    print("| | cot, % | socratic, % | p |\n|---|---|---|---|")
+    print(f"{conditions(b)}\n\n| | cot, % | socratic, % | p |\n|---|---|---|---|")
     for table in tables:
-        print(f"| {title(b, table)} | | | |")
+        print(f"| **{table.__doc__}** | | | |")
         lines = defaultdict(dict)  # {what they have in common: {procedure: Result}}
         for result in fill(b, table, ("cot", "socratic")):
             label, procedure = result.row.label, result.row.procedure
