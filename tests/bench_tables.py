@@ -77,7 +77,9 @@ class Bench:
             void = [row["name"]] if row["name"] in self.runs and not row["name"].startswith("data-") else []
             for name in void:  # grows
                 void += [other for other, run in self.runs.items() if name in run["command"] and other not in void]
-            self.runs = {name: run for name, run in self.runs.items() if name not in void} | {row["name"]: row}
+            for name in void:
+                del self.runs[name]
+            self.runs[row["name"]] = row
 
     def relative(self, words):
         """A command's words as texts, without this machine's folders: what --out holds by its name there, --data as it was given."""
@@ -217,8 +219,8 @@ def procedures(b):
         yield Row(role, role, lambda: b.single(role), test)
     if not b.args.init:  # a student from scratch learns the problem's text and recites solutions too: is that what answers take?
         yield Row("answer, learning nothing else", "answer", lambda: b.single("answer", flags=("--text-weight", 0, "--recite", 0)), test)
-    if not b.args.init and not any(flag.startswith("--n-") for flag in b.args.flags):
-        yield Row("larger cot, of the pair's size", "cot", lambda: b.single("cot", flags=("--n-embd", 144)), test)
+        if not any(flag.startswith("--n-") for flag in b.args.flags):
+            yield Row("larger cot, of the pair's size", "cot", lambda: b.single("cot", flags=("--n-embd", 144)), test)
     yield Row("socratic", "socratic", b.pair, test)
     yield Row("stepwise", "stepwise", lambda: b.pair(role="stepwise"), test)
     yield Row("given the teacher's sub-questions, the pair's solver alone", "given", lambda: {"solver": b.pair()["solver"]}, test, "")
@@ -227,10 +229,9 @@ def procedures(b):
 def lengths(b):
     """Procedures on problems of 2 to 8 steps; training has 2 to 5, at level 3 to 6"""
     test = b.test("--steps", "2-8")
-    for role in "cot", "unified":
-        yield Row(role, role, lambda: b.single(role), test)
-    for role, procedure in ("decomposer", "socratic"), ("stepwise", "stepwise"):
-        yield Row(procedure, procedure, lambda: b.pair(role=role), test)
+    for procedure, students in (("cot", lambda: b.single("cot")), ("unified", lambda: b.single("unified")), ("socratic", b.pair),
+                                ("stepwise", lambda: b.pair(role="stepwise"))):
+        yield Row(procedure, procedure, students, test)
     yield Row("given the teacher's sub-questions", "given", lambda: {"solver": b.pair()["solver"]}, test, "")
 
 
@@ -338,11 +339,12 @@ def percent(right):
         return ""
     shares, seeds = [accuracy(its) for its in right], len(right)
     mean = statistics.mean(shares)
-    low, high = infer.wilson(right[0].count("1"), len(right[0]))
-    if seeds > 1:
+    if seeds == 1:
+        (low, high), each = infer.wilson(right[0].count("1"), len(right[0])), ""
+    else:
         half = T[seeds - 2] * statistics.stdev(shares) * (1 + 1 / seeds) ** 0.5
         low, high = max(0, mean - half), min(1, mean + half)
-    each = f": {', '.join(f'{100 * one:.1f}' for one in shares)}" if seeds > 1 else ""
+        each = f": {', '.join(f'{100 * one:.1f}' for one in shares)}"
     return f"{100 * mean:.1f} ({100 * low:.1f}-{100 * high:.1f}{each})"
 
 
@@ -398,6 +400,12 @@ def fill(b, table, procedures=None):
         yield of[label]
 
 
+def compared(result, plain=None):
+    """McNemar's p of each seed, and against which row, unless that is the `plain` one."""
+    against = f" against {result.row.against}" if result.p and result.row.against != plain else ""
+    return f"{', '.join(f'{p:.2g}' for p in result.p)}{against}"
+
+
 def conditions(b):
     """What all tables of a command have in common, and what their intervals are of, in words."""
     interval = "intervals of one seed's problems" if len(b.args.seeds) == 1 else "intervals of one more seed"
@@ -420,7 +428,7 @@ def show(b, table):
         print(f"| {row.label} | {result.parameters:,} | {result.tokens:.1f} | {percent(result.right)} | {percent(result.without)} | "
               f"{' '.join(f'{n}: {100 * part:.0f}' for n, part in result.steps.items())} | "
               f"{', '.join(f'{statistics.mean(column):.1f}' for column in zip(*result.asked))} | "
-              f"{', '.join(f'{p:.2g}' for p in result.p)}{f' against {row.against}' if result.p else ''} |", flush=True)
+              f"{compared(result)} |", flush=True)
     print()
     for machine, commit in sorted(set().union(*(result.where for result in of.values()))):
         print(f"({machine}, commit {commit})")
@@ -432,13 +440,12 @@ def show(b, table):
 def largest_factor(results):
     """Say by which factor a pair is at most smaller than a single student that is no better. Only such single students count as
     make something of their size: no smaller one is as right."""
-    right = lambda result: "".join(result.right)
-    cots = [result for result in results if result.row.procedure == "cot"]
-    cots = [cot for cot in cots if not any(
-        other.parameters < cot.parameters and accuracy(right(other)) >= accuracy(right(cot)) for other in cots)]
-    beaten = [(cot.parameters / pair.parameters, f"{pair.row.label}, {100 * accuracy(right(pair)):.1f} %, and {cot.row.label}, "
-               f"{100 * accuracy(right(cot)):.1f} %") for cot in cots for pair in results
-              if pair.row.procedure == "socratic" and accuracy(right(pair)) >= accuracy(right(cot))]
+    right = {result.row.label: accuracy("".join(result.right)) for result in results}
+    cots, pairs = ([(result.parameters, result.row.label) for result in results if result.row.procedure == procedure]
+                   for procedure in ("cot", "socratic"))
+    cots = [(size, cot) for size, cot in cots if not any(other < size and right[label] >= right[cot] for other, label in cots)]
+    beaten = [(size / its, f"{pair}, {100 * right[pair]:.1f} %, and {cot}, {100 * right[cot]:.1f} %")
+              for size, cot in cots for its, pair in pairs if right[pair] >= right[cot]]
     factor, which = max(beaten, default=(0, "none is"))
     return f"The largest factor by which a pair is smaller than a single student and as right: {factor:.1f} ({which})"
 
@@ -454,9 +461,9 @@ def show_side_by_side(b, tables):
             lines["" if label == procedure else label.removeprefix(f"{procedure}, ")][procedure] = result
         for what, its in lines.items():
             cells = [percent(its[procedure].right) if procedure in its else "" for procedure in ("cot", "socratic")]
-            p = [f"{', '.join(f'{p:.2g}' for p in result.p)}{'' if its.get('cot') and result.row.against == its['cot'].row.label else f' against {result.row.against}'}"
-                 for result in its.values() if result.p]
-            print(f"| {what} | {' | '.join(cells)} | {'; '.join(p)} |")
+            beside = its["cot"].row.label if "cot" in its else None
+            p = "; ".join(compared(result, beside) for result in its.values() if result.p)
+            print(f"| {what} | {' | '.join(cells)} | {p} |")
 
 
 def all_of(run):
@@ -534,7 +541,7 @@ def main(argv=None):
         return show_side_by_side(b, [TABLES[name] for name in names])
     for name in names:
         lines = show(b, TABLES[name])
-    if args.picture:
+    if args.picture and lines:
         draw(lines, args.picture)
 
 
