@@ -311,6 +311,10 @@ def self_teacher(b):
     for n in range(3):
         yield Row(f"socratic, {n} round{'s' * (n != 1)}", "socratic", lambda: b.pair(annotations(n)), b.test(), "socratic, 0 rounds")
     yield Row("socratic, 10,000 annotations of the teacher", "socratic", lambda: b.pair(b.train_data("--train", 10_000)), b.test(), "socratic, 0 rounds")
+    # students that start from those of 0 rounds: two such pairs differ less by chance than two from scratch
+    for n in range(2):
+        yield Row(f"trained on, {n} round{'s' * (n != 1)}", "socratic",
+                  lambda: b.pair(annotations(n), ("--init", b.pair(annotations(0))["solver"])), b.test(), "trained on, 0 rounds")
 
 
 def optimizers(b):
@@ -363,6 +367,7 @@ class Result(NamedTuple):
     without: list  # the same without calculator
     steps: dict  # {number of steps: accuracy}
     asked: list  # of each seed what `asked` found
+    ahead: list  # of each seed the difference to the row that it is compared with, of accuracies
     p: list  # of each seed, McNemar's
     where: set  # machines and commits of its evaluations
 
@@ -375,7 +380,7 @@ def fill(b, table, procedures=None):
         wanted = any(label == word or word not in rows and label.startswith(word) for word in b.args.rows or [""])
         if not wanted or procedures and procedure not in procedures:
             continue
-        found, without, tokens, p = [], [], [], []
+        found, without, tokens, ahead, p = [], [], [], [], []
         for seed in b.args.seeds:
             row = next(row for row in rows_of(b, table, seed) if row.label == label)
             try:
@@ -389,21 +394,33 @@ def fill(b, table, procedures=None):
             trained = [b.runs[folder.name] for folder in row.students().values()]
             tokens.append(sum(run["tokens"] for run in trained) / 1e6)
             if row.against != label and row.against in of:
-                pairs = Counter(zip(all_of(found[-1]), of[row.against].right[len(p)]))
+                its, other = all_of(found[-1]), of[row.against].right[len(p)]
+                pairs = Counter(zip(its, other))
                 p.append(infer.mcnemar(pairs["1", "0"], pairs["0", "1"]))
+                ahead.append(accuracy(its) - accuracy(other))
         if not found:
             continue
         of[label] = Result(row, sum(run["parameters"] for run in trained), statistics.mean(tokens),
                            [all_of(run) for run in found], without,
                            {int(n): statistics.mean(accuracy(run["right"][n]) for run in found) for n in found[0]["right"]},
-                           [asked(run["printed"]) for run in found], p, {(run["machine"], run["commit"]) for run in found})
+                           [asked(run["printed"]) for run in found], ahead, p, {(run["machine"], run["commit"]) for run in found})
         yield of[label]
 
 
+def comparison(b):
+    """The name of the column that has what `compared` says."""
+    return "p" if len(b.args.seeds) == 1 else "points ahead; p"
+
+
 def compared(result, plain=None):
-    """McNemar's p of each seed, and against which row, unless that is the `plain` one."""
+    """McNemar's p of each seed, which is about problems; of several seeds before it by how many points the row is ahead, their mean
+    and its interval at 95 %, +- t s / sqrt(seeds), which is about seeds; and against which row, unless that is the `plain` one."""
+    ahead, mean = [100 * one for one in result.ahead], ""
+    if len(ahead) > 1:
+        half = T[len(ahead) - 2] * statistics.stdev(ahead) / len(ahead) ** 0.5
+        mean = f"{statistics.mean(ahead):+.1f} ({statistics.mean(ahead) - half:+.1f} to {statistics.mean(ahead) + half:+.1f}); "
     against = f" against {result.row.against}" if result.p and result.row.against != plain else ""
-    return f"{', '.join(f'{p:.2g}' for p in result.p)}{against}"
+    return f"{mean}{', '.join(f'{p:.2g}' for p in result.p)}{against}"
 
 
 def conditions(b):
@@ -415,7 +432,8 @@ def conditions(b):
 
 def show(b, table):
     """Print a table, a row as soon as it is complete; returns what a picture can have: {label: {number of steps: accuracy}}."""
-    print(f"\n**{table.__doc__}** {conditions(b)}\n\n| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | p |\n"
+    print(f"\n**{table.__doc__}** {conditions(b)}\n\n| | parameters | M tokens | with calculator, % | without | by steps | questions exact, BLEU | "
+          f"{comparison(b)} |\n"
           "|---|---|---|---|---|---|---|---|")
     if b.args.data:
         answers = Counter(problem["answer"] for problem in read_problems(b.test()))
@@ -452,7 +470,7 @@ def largest_factor(results):
 
 def show_side_by_side(b, tables):
     """Print cot and socratic beside each other, a line for both rows of a table that differ in nothing else."""
-    print(f"{conditions(b)}\n\n| | cot, % | socratic, % | p |\n|---|---|---|---|")
+    print(f"{conditions(b)}\n\n| | cot, % | socratic, % | {comparison(b)} |\n|---|---|---|---|")
     for table in tables:
         print(f"| **{table.__doc__}** | | | |")
         lines = defaultdict(dict)  # {what they have in common: {procedure: Result}}

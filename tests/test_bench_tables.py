@@ -139,7 +139,7 @@ def test_a_users_mistake_is_one_line_and_runs_nothing(words, message, commands, 
 def test_the_largest_factor_is_of_single_students_that_make_something_of_their_size():
     def result(procedure, parameters, right):
         row = bench_tables.Row(f"{procedure}, {parameters}", procedure, None, None)
-        return bench_tables.Result(row, parameters, 1.0, [right * "1" + (10 - right) * "0"], [], {}, [], [], set())
+        return bench_tables.Result(row, parameters, 1.0, [right * "1" + (10 - right) * "0"], [], {}, [], [], [], set())
 
     results = [result("cot", 10, 4), result("socratic", 20, 6), result("cot", 40, 5), result("socratic", 80, 9), result("cot", 160, 4)]
     # the cot of 160 is no better than that of 10: to be as right as that is no feat
@@ -155,6 +155,18 @@ def test_the_interval_of_several_seeds_holds_one_more_in_19_of_20_cases(n):
         low, high = re.fullmatch(r"[\d.]+ \(([\d.]+)-([\d.]+): .*\)", bench_tables.percent([k * "1" + (1000 - k) * "0" for k in seeds[:n]])).groups()
         held.append(float(low) <= seeds[n] / 10 <= float(high))
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)  # three standard deviations of a share of 2,000
+
+
+def test_by_how_many_points_a_row_is_ahead_holds_the_true_difference_in_19_of_20_cases():
+    random = np.random.default_rng(0)
+    row = bench_tables.Row("socratic", "socratic", None, None)
+    held = []
+    for ahead in random.normal(0.04, 0.1, (2000, 3)).tolist():
+        said = bench_tables.compared(bench_tables.Result(row, 0, 0, [], [], {}, [], ahead, [0.5, 0.25, 1e-9], set()))
+        mean, low, high = map(float, re.fullmatch(r"(\S+) \((\S+) to (\S+)\); 0\.5, 0\.25, 1e-09 against cot", said).groups())
+        assert mean == pytest.approx(100 * np.mean(ahead), abs=0.051)
+        held.append(low <= 4 <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
 
 
 def test_side_by_side_pairs_what_differs_in_the_procedure_alone(commands, tmp_path, capsys):
