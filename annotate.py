@@ -824,7 +824,7 @@ def convert(args):
     if plain := sum("questions" in row for row in rows):
         print(f"{plain:,} have no sub-questions of their own but plain ones, \"What is step 1?\": for --role cot and answer, or "
               "as the FILE of annotate.py teacher")
-    report(args.out, {path: len(files[path]) for path in dict.fromkeys(paths.values())})
+    report(args.out, {path: len(files[path]) for path in dict.fromkeys(paths.values())}, "cot" if 2 * plain > len(rows) else "solver")
 
 
 # ---- equations and answers ---------------------------------------------------------------------------------------------
@@ -1569,8 +1569,8 @@ def save(files):
             write_problems(aside / path.name, rows)
 
 
-def report(out, counts):
-    """Say how many problems are in the files, {path: int}, of --out, and what to type next."""
+def report(out, counts, role="solver"):
+    """Say how many problems are in the files, {path: int}, of --out, and what to type next, for which role's training they are."""
     if out.suffix == ".jsonl":
         print(f"{out}: {counts[out]:,} problems")
         return
@@ -1579,9 +1579,9 @@ def report(out, counts):
     if counts.get(out / "test.jsonl", 0) > counts.get(out / "train.jsonl", 0):
         print(f"next: python infer.py --eval {test}")
     elif out == Path("annotations"):
-        print("next: python train.py --role solver")
+        print(f"next: python train.py --role {role}")
     else:
-        print(f"next: python train.py --role solver --train {train} --valid {valid}")
+        print(f"next: python train.py --role {role} --train {train} --valid {valid}")
 
 
 def whole_number(low):

@@ -493,6 +493,13 @@ def test_gsm8k_into_one_file_keeps_the_order_and_solutions_without_questions_are
     assert first["questions"] == "plain" and "1 have no sub-questions of their own" in capsys.readouterr().out
 
 
+def test_what_a_dataset_without_sub_questions_is_good_for_is_what_is_to_type_next(tmp_path, capsys):
+    plain = [(problem, "So 4.\n#### 4") for problem, _ in GOOD]
+    for name, rows, role in ("main", plain, "cot"), ("socratic", GOOD, "solver"):
+        call("gsm8k", gsm8k_file(tmp_path / f"{name}.jsonl", rows), "--out", tmp_path / name)
+        assert f"\nnext: python train.py --role {role} --train " in capsys.readouterr().out
+
+
 def svamp_row(number, body, question, equation, answer):
     return {"ID": f"chal-{number}", "Body": body, "Question": question, "Equation": equation, "Answer": answer, "Type": "Subtraction"}
 
