@@ -1375,8 +1375,8 @@ def teacher(args):
         print(f"stopped at --budget-tokens {args.budget_tokens:,}, {left:,} problems before the end; the same command with a "
               "larger budget goes on")
     kept, rejected = len(output.done) - output.counts[output.rejected], output.counts[output.rejected]
-    print(f"{kept:,} annotations kept, {rejected:,} problems rejected, in {output.rejected} (without this file they are asked "
-          f"again); {endpoint.requests:,} requests, {cost()}")
+    where = f", in {output.rejected} (without this file they are asked again)" if rejected else ""
+    print(f"{kept:,} annotations kept, {rejected:,} problems rejected{where}; {endpoint.requests:,} requests, {cost()}")
     if not kept and not left:
         raise UserError(f"{args.file}: no annotation was kept")
     report(args.out, {path: output.counts[path] for path in dict.fromkeys(output.paths.values())})
@@ -1481,7 +1481,7 @@ def check(args):
             if not path.is_file():
                 raise
             wrong(path, "schema", *str(e).split(": ", 1))
-        if not files[path]:
+        if not files[path] and not found[path]:
             wrong(path, "schema", path, "holds no annotated problem")
     rows = [row for path in files for _, row in files[path]]
     if not rows:

@@ -922,7 +922,7 @@ def test_check_names_each_fault_and_counts_it(tmp_path, capsys):
 
 def test_check_counts_a_file_that_cannot_be_read_and_goes_on(tmp_path, capsys):
     status, table, out = checked(tmp_path, capsys, {"a": b'{"problem": "x', "b": [good_row(1)], "c": [good_row(i, thing="cats") for i in range(30)]})
-    assert status == 1 and table["a"]["schema"] == 2 and table["b"]["schema"] == 0 and "a:1: not JSON" in out
+    assert status == 1 and table["a"]["schema"] == 1 and table["b"]["schema"] == 0 and "a:1: not JSON" in out
     bad = [good_row(i, thing="cats") | {"answer": "no"} for i in range(30)]
     assert "... and 20 more problems whose last solution" in checked(tmp_path, capsys, {"d": bad})[2]
     assert checked(tmp_path, capsys, {"d": bad}, "--all")[2].count("does not come to the answer no") == 30
