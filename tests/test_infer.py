@@ -405,17 +405,19 @@ def test_a_prompt_beyond_what_a_forward_reads_waits_for_no_shorter_ones(monkeypa
     assert all(len(forward) == 1 or sum(len(text) for _, text in forward.values()) <= 20 for forward in model.forwards)
 
 
-def test_guidance_stands_between_the_problem_and_the_questions():
-    for guidance, told in (("steps", " 2\n"), ("equations", " 3+4=7, 7+5=12\n")):
-        laid_out = segments(ANN, "decomposer", guidance)
-        assert laid_out[1] == (told, False) and [laid_out[0], *laid_out[2:]] == segments(ANN, "decomposer")
-        guided = student(Script(ASK.replace("3.\n", "3.\n" + told)))
-        guided.guidance = guidance
-        (_, record), = solve([ANN], infer.socratic, {"solver": student(Script(RIGHT)), "decomposer": guided})
-        assert record["answer"] == "12"
-        guided.model.scripts = []
-        list(solve([ANN | {"guide": "9"}], infer.socratic, {"solver": student(Script(RIGHT)), "decomposer": guided}))
-        assert guided.prompt[0] == BYTES.encode(" Ann has 3.\n 9\n")
+@pytest.mark.parametrize("role, procedure, text", [
+    ("decomposer", infer.socratic, ASK), ("stepwise", infer.stepwise, RIGHT.removesuffix("#### 12")), ("unified", infer.unified, RIGHT)])
+@pytest.mark.parametrize("guidance, told", [("steps", " 2\n"), ("equations", " 3+4=7, 7+5=12\n")])
+def test_guidance_stands_between_the_problem_and_the_questions(role, procedure, text, guidance, told):
+    laid_out = segments(ANN, role, guidance)
+    assert laid_out[1] == (told, False) and [laid_out[0], *laid_out[2:]] == segments(ANN, role)
+    guided, others = student(Script(text.replace("3.\n", "3.\n" + told, 1))), {"solver": student(Script(RIGHT))}
+    guided.guidance = guidance
+    (_, record), = solve([ANN], procedure, {**others, role: guided})
+    assert record["answer"] == "12" and record["steps"] == ANN["steps"]
+    guided.model.scripts = []
+    list(solve([ANN | {"guide": "9"}], procedure, {**others, role: guided}))
+    assert guided.prompt[0] == BYTES.encode(" Ann has 3.\n 9\n")
 
 
 # ---- the procedures ----------------------------------------------------------------------------------------------------
