@@ -922,19 +922,21 @@ def built_in(stage):
 
 
 def read_prompts(args):
-    """The prompts of a style, {stage: text}; --prompt FILE stands for the first. Raises UserError."""
-    prompts = {stage: built_in(stage) for stage in STAGES[args.style]}
-    if args.prompt:
-        first = STAGES[args.style][0]
+    """The prompts of a style, {stage: text}: ours, or those that --prompt names, one for each request. Raises UserError."""
+    stages = STAGES[args.style]
+    if len(args.prompt) > len(stages):
+        raise UserError(f"--prompt {args.prompt[len(stages)]}: --style {args.style} sends {len(stages)} to a problem", 2)
+    prompts = {stage: built_in(stage) for stage in stages}
+    for stage, path in zip(stages, args.prompt):
         try:
-            prompts[first] = args.prompt.read_bytes().decode("utf-8")
+            prompts[stage] = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"--prompt {args.prompt}: not UTF-8")
+            raise UserError(f"--prompt {path}: not UTF-8")
         except OSError as e:
-            raise UserError(f"--prompt {args.prompt}: {e.strerror}")
-        for place in ("{problem}", "{solutions}")[:1 + (first == "questions")]:
-            if place not in prompts[first]:
-                raise UserError(f"--prompt {args.prompt}: the placeholder {place} is missing: write it where that is to stand")
+            raise UserError(f"--prompt {path}: {e.strerror}")
+        for place in ("{problem}", "{solutions}")[:1 + (stage == "questions")]:
+            if place not in prompts[stage]:
+                raise UserError(f"--prompt {path}: the placeholder {place} is missing: write it where that is to stand")
     return prompts
 
 
@@ -1674,7 +1676,9 @@ def parse_args(argv):
     m.add_argument("--model", required=True, metavar="NAME", help="as the server calls it")
     m.add_argument("--style", choices=STAGES, default="socratic", help="socratic (default): ask for sub-questions and solutions; cot: for "
                    "a chain of thought, then for its questions; questions: for the questions of the FILE's own solutions")
-    m.add_argument("--prompt", type=Path, metavar="FILE", help="your own first prompt, with {problem} in it (for questions also {solutions})")
+    m.add_argument("--prompt", type=Path, metavar="FILE", action="append", default=[],
+                   help="your own prompt: {problem} stands for the problem and, where the questions alone are asked for, {solutions}; a second "
+                        "--prompt is that of --style cot's second request")
     m.add_argument("--out", type=Path, default=Path("annotations/teacher"), metavar="DIR", help="folder, or one file, ...jsonl (%(default)s)")
     m.add_argument("--parallel", type=whole_number(1), default=8, metavar="N", help="requests at a time (%(default)s)")
     m.add_argument("--tries", type=whole_number(1), default=4, metavar="N", help="times that a problem is asked before it is rejected (%(default)s)")

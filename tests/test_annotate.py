@@ -746,6 +746,18 @@ def test_questions_are_asked_for_the_solutions_of_a_file(tmp_path, server):
     assert "questions" not in new
 
 
+def test_each_request_of_a_problem_can_have_a_prompt_of_the_users(tmp_path, server, monkeypatch):
+    (tmp_path / "think").write_text("Think. Problem: {problem}")
+    (tmp_path / "ask").write_text("Ask. Problem: {problem}\n{solutions}")
+    sent, ask = [], annotate.Endpoint.ask
+    monkeypatch.setattr(annotate.Endpoint, "ask", lambda self, prompt, temperature: sent.append(prompt) or ask(self, prompt, temperature))
+    teach(problems_file(tmp_path / "f.jsonl", 1), server(), tmp_path / "out.jsonl", "--style", "cot", "--prompt", tmp_path / "think",
+          "--prompt", tmp_path / "ask")
+    text, (row,) = mock_teacher.problem(0)["problem"], data.read_problems(tmp_path / "out.jsonl")
+    solutions = "\n".join(f"Solution {k}: {step['solution']}" for k, step in enumerate(row["steps"], 1))
+    assert sent == [f"Think. Problem: {text}", f"Ask. Problem: {text}\n{solutions}"]
+
+
 def test_a_dry_run_shows_the_request_without_sending_it_and_without_the_key(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     (tmp_path / "prompt").write_text("Think {x}: {problem}!")
@@ -794,12 +806,14 @@ def test_servers_that_are_not_there_are_one_line(tmp_path):
 @pytest.mark.parametrize("flags, message, status", [
     (["--url", "localhost:8000"], "expected as in http://localhost:8000/v1", 2), (["--url", "http://u:p@h/v1"], "without user or password", 2),
     (["--url", "http://h:99999/v1"], "--url http://h:99999/v1", 2), (["--prompt", "prompt"], "placeholder {problem} is missing", 1),
-    (["--prompt", "nowhere"], "--prompt nowhere: No such file", 1), (["--extra", "[1]"], "no JSON object", 2),
+    (["--prompt", "nowhere"], "--prompt nowhere: No such file", 1), (["--prompt", "x", "--prompt", "y"], "--prompt y: --style socratic sends 1", 2),
+    (["--style", "cot", "--prompt", "whole", "--prompt", "whole"], "placeholder {solutions} is missing", 1), (["--extra", "[1]"], "no JSON object", 2),
     (["--split", "50/40/20"], "sum to 100", 2), (["--price", "3"], "is not 2 numbers", 2), (["--temperature", "nan"], "nan is no number", 2),
     (["--timeout", "0"], "0 is no number", 2), (["--style", "riddle"], "invalid choice: 'riddle'", 2)])
 def test_bad_flags_of_the_teacher_are_one_line(tmp_path, monkeypatch, flags, message, status):
     monkeypatch.chdir(tmp_path)
     Path("prompt").write_text("Solve it.")
+    Path("whole").write_text("Solve {problem}")
     with pytest.raises(data.UserError, match=re.escape(message)) as e:
         teach(problems_file(tmp_path / "f.jsonl", 3), "http://localhost:1", tmp_path / "out", *flags)
     assert e.value.status == status and "\n" not in str(e.value)
