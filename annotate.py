@@ -732,7 +732,7 @@ def from_strategyqa(row, args):
     if not isinstance(row.get("answer"), bool):
         raise Unfit("field 'answer' is missing or neither true nor false")
     answer = "yes" if row["answer"] else "no"
-    words = [stems(question) for question in questions]
+    words = [stems(REFERENCE.sub("", question)) for question in questions]
     rarity = Counter(stem for one in words for stem in one)
     shared = [[sum(1 / rarity[stem] for stem in stems(fact) & one) for one in words] for fact in facts]
     told = [[] for _ in questions]
@@ -849,13 +849,16 @@ def wrong_equations(solution):
     notes = NOTE.findall(solution)
     if not len(notes) == solution.count("<<") == solution.count(">>"):
         yield "a broken note <<...=...>>"
+    for result, said in re.findall(r"=([^<>=]*)>>\$?(\d[\d,]*(?:\.\d+)?)(?![\d/])", solution):
+        if not computes(result, said):
+            yield f"<<...={result}>> stands before {said}"
     for expression, result in notes:
         if not computes(expression, result):
             yield f"<<{expression}={result}>> does not compute: the calculator says {calculate(expression) or 'nothing'}"
 
 
 def with_notes(solution):
-    """A solution in which each plain equation, "3 x 4 = $12", has its note: "3 x 4 = $<<3*4=12>>12".
+    """A solution in which each plain equation, "3 x 4 = $12", has its note: "3 x 4 = $<<3*4=12>>12". Notes that are there stay.
 
     Raises Unfit for a wrong one. Students learn to call the calculator from notes alone, and not every teacher writes them.
     """
@@ -865,14 +868,20 @@ def with_notes(solution):
         if not computes(terms, result):
             raise Unfit(f"{match[0]} does not compute")
         return f"{match[0][:len(match[0]) - len(result)]}<<{terms}={result.replace(',', '')}>>{result}"
-    return solution if "<<" in solution else PLAIN.sub(note, solution)
+    return "".join(part if part.startswith("<<") else PLAIN.sub(note, part) for part in re.split(r"(<<[^<>]*>>)", solution))
 
 
 def reaches(solution, answer):
     """Whether a solution says the answer: as one of its numbers, or else in these words."""
     said = NOTE.sub(r" \2 ", solution)
     return any(same_answer(number, answer) for number in re.findall(r"-?\$?[\d,.]*\d", said)) or \
-        re.search(rf"(?<!\w){re.escape(answer.strip())}(?!\w)", said, re.I) is not None
+        re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer.strip())}(?!\w|[.,]\d)", said, re.I) is not None
+
+
+def agrees(said, answer):
+    """Whether what a teacher gives as the answer is the known one: alone, as the only number, "12 apples", or as "Yes, it could"."""
+    numbers = re.findall(r"-?\$?[\d,.]*\d", said)
+    return any(same_answer(one, answer) for one in (said, re.split(r"[,.;:!](?!\d)", said)[0], *(numbers if len(numbers) == 1 else ())))
 
 
 # ---- the LLM teacher: prompts ------------------------------------------------------------------------------------------
@@ -947,29 +956,35 @@ def fill(prompt, problem, steps=()):
     return re.sub(r"\{problem\}|\{solutions\}", lambda match: values[match[0]], prompt)
 
 
-LABEL = re.compile(r"^[\s#>*_-]*(?:(?:sub-?)?(question|solution|answer)[ \t]*\d*[ \t*_]*:|####)[ \t*_]*", re.I | re.M)
+# what chat models adorn a reply with: thoughts, LaTeX, signs that the calculator does not know, Markdown
+MARKUP = [(re.compile(pattern, re.M), plain) for pattern, plain in (
+    (r"\A(?s:.*)</think(?:ing)?>", ""), (r"\$([^$\n]*\\[^$\n]*)\$", r"\1"), (r"\\(?:boxed|text)\{([^{}\n]*)\}", r"\1"), (r"\\times|\\cdot|[×·]", "*"),
+    (r"\\div|÷", "/"), ("−", "-"), (r"\\[()[\]]", ""), (r"(?<!\d)\*\*|\*\*(?!\d)", ""), (r"^```\w*$|`|^-{3,}$", ""))]
+LABEL = re.compile(r"^[ \t#>*_-]*(?:\d+[.)][ \t]*)?(?:(?:final |sub-?)?(question|solution|answer)[ \t]*#?\d*[ \t*_]*(?::|$)|####)[ \t*_]*", re.I | re.M)
 
 
 def labelled(reply):
-    """The parts of a reply: a list of (label, text), "question", "solution" or "answer", up to the first answer (also "####").
-
-    What a chat model puts before the first label is passed over.
-    """
-    _, *parts = LABEL.split(reply)
+    """A reply without MARKUP: the text before its first label, and its parts up to the first answer (also "####"), a list of
+    (label, text), the label "question", "solution" or "answer"."""
+    for pattern, plain in MARKUP:
+        reply = pattern.sub(plain, reply)
+    before, *parts = LABEL.split(reply)
     parts = [((label or "answer").lower(), text) for label, text in zip(parts[::2], parts[1::2])]
+    parts = [(label, text) for label, text in parts if label != "answer" or text.strip()]  # "Answer:", and below it "#### 12"
     labels = [label for label, _ in parts]
     if "answer" in labels:
         parts = parts[:labels.index("answer") + 1]
         parts[-1] = "answer", (parts[-1][1].strip().splitlines() or [""])[0]
+    parts = [(label, text.strip().split("\n\n")[0] if label == "question" else text) for label, text in parts]  # "Let me know ..."
     parts = [(label, " ".join(text.split()).strip("*_ ")) for label, text in parts]
     if any(not text for _, text in parts):
         raise Unfit("the reply has an empty part")
-    return parts
+    return before, parts
 
 
 def read_dialogue(reply):
     """Steps and answer of a reply "Question 1: ... Solution 1: ... Answer: ..."; raises Unfit."""
-    parts = labelled(reply)
+    _, parts = labelled(reply)
     if [label for label, _ in parts] != ["question", "solution"] * (len(parts) // 2) + ["answer"] or len(parts) < 3:
         raise Unfit("the reply is not question, solution, ..., answer")
     texts = [text for _, text in parts]
@@ -978,10 +993,9 @@ def read_dialogue(reply):
 
 def read_chain(reply):
     """Steps, without questions, and answer of a reply "... Answer: ..."; raises Unfit."""
-    chain = LABEL.split(reply)[0]
-    parts = labelled(reply)
-    lines = (re.sub(r"^\s*(?:[-*]|(?:step )?\d+[.:)])\s+", "", line, flags=re.I).strip() for line in chain.splitlines())
-    steps = [{"solution": line} for line in lines if line]
+    chain, parts = labelled(reply)
+    lines = (re.sub(r"^[\s#>]*(?:(?:[-*]|(?:step )?\d+[.:)])\s+)?", "", line, flags=re.I).strip() for line in chain.splitlines())
+    steps = [{"solution": line} for line in lines if line and not line.endswith(":")]  # no heading, no "Here are the steps:"
     if [label for label, _ in parts] != ["answer"] or not steps:
         raise Unfit("the reply is not lines and 'Answer: ...'")
     return steps, parts[0][1]
@@ -989,7 +1003,7 @@ def read_chain(reply):
 
 def read_questions(reply, steps):
     """The steps with the questions of a reply "Question 1: ..."; raises Unfit."""
-    parts = labelled(reply)
+    _, parts = labelled(reply)
     if [label for label, _ in parts] != ["question"] * len(steps):
         raise Unfit(f"the reply is not {len(steps)} questions")
     return [{"question": question, "solution": step["solution"]} for (_, question), step in zip(parts, steps)]
@@ -1001,7 +1015,7 @@ def verified(steps, answer, problem):
         step["solution"] = with_notes(step["solution"])
         for wrong in wrong_equations(step["solution"]):
             raise Unfit(wrong)
-    if not same_answer(answer, problem["answer"]):
+    if not agrees(answer, problem["answer"]):
         raise Unfit(f"the answer is {answer[:40]}, not {problem['answer']}")
     if not reaches(steps[-1]["solution"], problem["answer"]):
         raise Unfit("the last solution does not come to the answer")
@@ -1036,11 +1050,13 @@ def annotate(problem, endpoint, prompts, args):
         about["tokens"] = [a + b for a, b in zip(about["tokens"], reply.tokens)]
         if reply.finish == "length":
             raise Unfit(f"the reply was cut off after {reply.tokens[1]} tokens (--max-tokens)")
+        if not said.strip():
+            raise Unfit("the reply is empty: are there thoughts alone?")
         return said
 
     for k in range(args.tries):
         rise = max(0, 1 - args.temperature) * k / max(1, args.tries - 1)
-        about |= {"try": k + 1, "temperature": round(args.temperature + rise, 2),
+        about |= {"try": k + 1, "temperature": args.extra.get("temperature", round(args.temperature + rise, 2)),
                   "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         try:
             return {**problem, "steps": converse(args.style, ask, problem), "teacher": about}
@@ -1052,15 +1068,17 @@ def annotate(problem, endpoint, prompts, args):
 
 
 def provenance(prompts, args):
-    """What is the same for all rows of a run: the model, the style, and a hash of the prompts."""
+    """What is the same for all rows of a run: the model, the style, a hash of the prompts, and --extra."""
     text = json.dumps(prompts, sort_keys=True)
-    return {"model": args.model, "style": args.style, "prompt": hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]}
+    return {"model": args.model, "style": args.style, "prompt": hashlib.sha256(text.encode("utf-8")).hexdigest()[:12],
+            "extra": args.extra}
 
 
 # ---- the LLM teacher: its server ---------------------------------------------------------------------------------------
 
 LONGEST_REPLY = 10_000_000  # bytes
 LONGEST_PAUSE = 60          # seconds between two requests of a problem, unless the server asks for more
+LONGEST_WAIT = 600          # seconds that a server may ask for
 
 
 class Refused(Unfit):
@@ -1079,7 +1097,7 @@ class Endpoint:
     """The chat completions of an OpenAI-compatible server, for many threads: each has a connection, which is kept alive.
 
     The key comes from the environment and goes into the request's header and nowhere else; should a server echo it, it is
-    struck out before anyone sees the reply.
+    struck out before anyone sees the reply, unless it is a word such as "none" or "EMPTY", which replies have of their own.
     """
 
     def __init__(self, args):
@@ -1101,7 +1119,8 @@ class Endpoint:
         if self.key:
             self.headers["Authorization"] = f"Bearer {self.key}"
         self.threads, self.lock, self.stop = threading.local(), threading.Lock(), threading.Event()
-        self.requests = self.good = self.failures = 0  # requests sent; good replies; problems given up since the last of these
+        self.requests = self.good = self.failures = 0  # requests sent; good replies, of an earlier run too; problems given up since the last
+        self.refused = set()  # requests, before the first good reply
         self.tokens = [0, 0]  # read and written, of all good replies
 
     def body(self, prompt, temperature):
@@ -1117,20 +1136,28 @@ class Endpoint:
         """
         body = json.dumps(self.body(prompt, temperature)).encode()
         for k in range(self.args.retries + 1):
-            wait = None
+            wait = 0
             try:
                 status, headers, content = self.post(body)
                 if status == 200:
                     return self.read(content, len(body))
-                trouble, wait = f"HTTP {status}: {message_of(content)}", retry_after(headers.get("Retry-After"))
-                if status not in (408, 409, 425, 429) and status < 500:
-                    raise self.refusal(status, trouble)
+                trouble, wait = f"HTTP {status}: {message_of(content)}", retry_after(headers.get("Retry-After")) or 0
+                passing = status in (408, 409, 425, 429) or status >= 500
+                if not passing:
+                    self.refused |= set() if self.good else {body}
+                    # before any good reply it may be this problem alone, too long perhaps: the next one, good or refused, shows it
+                    if self.good or len(self.refused) > 1 or status not in (400, 413, 422):
+                        raise self.refusal(status, trouble)
             except (OSError, http.client.HTTPException) as e:
                 trouble = self.explain(e)
             except ValueError as e:
                 trouble = f"no chat completion but {e}"
             pause = random.uniform(0.1, 1) * min(LONGEST_PAUSE, self.args.pause * 2 ** k)
-            if k < self.args.retries and self.stop.wait(max(wait or 0, pause)):
+            if wait > LONGEST_WAIT:
+                raise UserError(f"{self.url}: {trouble}; it asks for a pause of {wait:,.0f} s: the same command goes on then")
+            if wait + pause > 1:  # longer than some servers keep a connection
+                self.close()
+            if k < self.args.retries and self.stop.wait(wait + pause):
                 raise UserError("stopped")  # by another's error or Ctrl-C: nothing is known of this problem, and nothing is written
         with self.lock:
             self.failures += 1
@@ -1160,16 +1187,23 @@ class Endpoint:
                 if response.length:  # bytes that the header promised
                     raise http.client.IncompleteRead(content, response.length)
         except BaseException:
-            connection.close()  # and open anew with the next request
+            self.close()
             raise
-        return response.status, response.headers, content.replace(self.key.encode(), b"***") if self.key else content
+        return response.status, response.headers, content.replace(self.key.encode(), b"***") if len(self.key) >= 16 else content
+
+    def close(self):
+        """Close this thread's connection; the next request opens it anew."""
+        if hasattr(self.threads, "connection"):
+            self.threads.connection.close()
 
     def read(self, content, length):
         """The Reply in the response to a request of so many bytes. Raises ValueError that shows what is there instead."""
         try:
             found = json.loads(content)
             choice, usage = found["choices"][0], found.get("usage") or {}
-            text = choice["message"]["content"] or ""
+            text = choice["message"].get("content") or ""
+            if isinstance(text, list):  # of parts, some of which may be thoughts
+                text = "".join(part["text"] for part in text if part["type"] == "text")
             if not isinstance(text, str):
                 raise TypeError
             tokens = tuple(int(usage.get(name) or guess // 4)  # where the server does not count, four bytes are a token
@@ -1217,7 +1251,7 @@ def message_of(content):
 
 def retry_after(value):
     """Seconds to wait, from a Retry-After header: seconds or a date (RFC 9110, 10.2.3). None for anything else."""
-    if value is None or value.strip().isdecimal():
+    if value is None or re.fullmatch(r"\s*\d+(\.\d+)?\s*", value, re.ASCII):
         return value and float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
@@ -1260,6 +1294,9 @@ def in_parallel(work, items, n_threads, stop):
         stop.set()
 
 
+ROW = b'{"id": '  # how a row of `annotate` begins in a file
+
+
 class Output:
     """The files of a teacher's run, which grow row by row. An earlier run's rows are kept, and tell what is done.
 
@@ -1282,15 +1319,24 @@ class Output:
     def read(self, path, mine):
         """Take up the rows of an earlier run; returns the length in bytes of its whole lines. Raises UserError if not `mine`."""
         content = path.read_bytes()
-        content = content[:content.rfind(b"\n") + 1]
-        for where, row in parse_rows(content, path):
+        length = content.rfind(b"\n") + 1
+        last = content[length:]  # cut short, perhaps just before its end
+        try:
+            whole = bool(json.loads(last))
+        except ValueError:
+            whole = False
+            if not last.startswith(ROW) and not ROW.startswith(last):
+                raise UserError(f"{path}: holds something else than annotations; choose another --out", 2)
+        rows = list(parse_rows(content if whole else content[:length], path))
+        for where, row in rows:
             about = row.get("teacher")
-            if not isinstance(about, dict) or any(about.get(key) != value for key, value in mine.items()):
+            if not isinstance(about, dict) or any(about.get(key, {}) != value for key, value in mine.items()):
                 theirs = " ".join(f"{key} {about.get(key)}" for key in mine) if isinstance(about, dict) else "no teacher's"
                 raise UserError(f"{where}: of another run ({theirs}; this one: {' '.join(f'{k} {v}' for k, v in mine.items())}); "
                                 "choose another --out", 2)
+        for _, row in rows[:-1] if whole else rows:
             self.count(path, row)
-        return len(content)
+        return length
 
     def count(self, path, row):
         """Take note of a row that is in a file."""
@@ -1340,7 +1386,7 @@ def teacher(args):
               json.dumps(body, indent=2, ensure_ascii=False), sep="\n")
         return
     output = Output(args, prompts)
-    endpoint.tokens = list(output.tokens)
+    endpoint.tokens, endpoint.good = list(output.tokens), len(output.done) - output.counts[output.rejected]
     todo = [row for text, row in problems.items() if text not in output.done]
     reasons, earlier = Counter(), len(problems) - len(todo)
     if earlier:
@@ -1394,10 +1440,10 @@ def self_teacher(args):
     """
     problems = read_problems(args.file, steps=False)[:args.limit]
     slots = min(args.slots, len(problems))
-    device = find_device(args.device)
-    students = {role: open_student(getattr(args, role), role, slots, device) for role in ("decomposer", "solver")}
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out} is there already: --force replaces it, --out FILE leaves it", 2)
+    device = find_device(args.device)
+    students = {role: open_student(getattr(args, role), role, slots, device) for role in ("decomposer", "solver")}
     for role, student in students.items():
         if student.guidance:
             raise UserError(f"{getattr(args, role)}: trained with --guidance {student.guidance}, which a new problem does not bring", 2)
@@ -1428,10 +1474,12 @@ def self_teacher(args):
                     name = f"{problem.get('id', index + 1)}-self-{len(found[index]) + 1}"
                     found[index].append({**for_new_steps(problem), "id": name, "steps": steps, "teacher": about})
                 bar.set_postfix_str(f"{sum(map(len, found)):,} new annotations", refresh=False)
-    rows = [row for one in found for row in one]
+            rows = [row for one in found for row in one]
+            if rows:
+                with written_aside(args.out.parent) as aside:  # a kill loses the round that it interrupts
+                    write_problems(aside / args.out.name, rows)
     if not rows:
         raise UserError(f"none of {drawn:,} samples is right and new: more --samples, or a higher --temperature?")
-    save({args.out: rows})
     print(f"{right:,} of {drawn:,} samples right; new annotations for {sum(map(bool, found)):,} of "
           f"{len(problems):,} problems")
     report(args.out, {args.out: len(rows)})

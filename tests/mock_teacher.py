@@ -79,6 +79,9 @@ class Mock:
         prompt, args = body["messages"][-1]["content"], self.args
         text = prompt.rpartition("Problem: ")[2].partition("\n")[0]
         self.asked[text] += 1
+        if args.refuse and re.search(args.refuse, text):
+            self.send(writer, '{"error": {"message": "maximum context length exceeded"}}', "400 Bad Request")
+            return True
         fault = self.rng.choice(args.only or FAULTS) if self.rng.random() < args.faults else None
         self.faults[fault] += 1
         if args.latency:
@@ -124,6 +127,7 @@ async def main():
     p.add_argument("--faults", type=float, default=0.0, help="share of the requests")
     p.add_argument("--only", nargs="*", choices=(*FAULTS, "401"))
     p.add_argument("--stall", type=float, default=60.0, help="seconds")
+    p.add_argument("--refuse", metavar="PATTERN", help="problems that are refused at once")
     p.add_argument("--seed", type=int, default=0)
     mock = Mock(p.parse_args())
     server = await asyncio.start_server(mock.serve, "127.0.0.1", 0, limit=1 << 20, backlog=256)

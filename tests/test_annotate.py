@@ -592,15 +592,19 @@ def test_wrong_and_broken_notes_are_told_and_plain_equations_get_theirs():
     assert [text[:9] for text in annotate.wrong_equations("<<2+2=5>>5 <<a+1=2>>2")] == ["<<2+2=5>>", "<<a+1=2>>"]
     for plain, noted in (("So 3 x 4 = $12.", "So 3 x 4 = $<<3*4=12>>12."), ("1,000 + 5 = 1,005 in all", "1,000 + 5 = <<1000+5=1005>>1,005 in all"),
                          ("2+3*4 = 14", "2+3*4 = <<2+3*4=14>>14"), ("7-2-1=4, 8/2 = 4.", "7-2-1=<<7-2-1=4>>4, 8/2 = <<8/2=4>>4."),
-                         ("x = 5", "x = 5"), ("(2+1)*5 = 15", "(2+1)*5 = 15"), ("no sum", "no sum"), ("<<1+1=2>>2, 2+1 = 3", "<<1+1=2>>2, 2+1 = 3")):
+                         ("x = 5", "x = 5"), ("(2+1)*5 = 15", "(2+1)*5 = 15"), ("no sum", "no sum"),
+                         ("1+1 = <<1+1=2>>2, 2+1 = 3", "1+1 = <<1+1=2>>2, 2+1 = <<2+1=3>>3")):
         assert annotate.with_notes(plain) == noted
-    with pytest.raises(annotate.Unfit, match="3 . 4 = 13 does not compute"):
-        annotate.with_notes("So 3 x 4 = 13.")
+    for wrong in "So 3 x 4 = 13.", "2+3 = <<2+3=5>>5, then 3 x 4 = 13":
+        with pytest.raises(annotate.Unfit, match="3 . 4 = 13 does not compute"):
+            annotate.with_notes(wrong)
+    assert list(annotate.wrong_equations("<<3*4=12>>13 pens, <<10/3=3.33>>3.3 and <<1/3=0.33>>1/3")) == ["<<...=12>> stands before 13"]
 
 
 @pytest.mark.parametrize("solution, answer, reached", [
     ("He has <<3+4=7>>7.", "7", True), ("He pays $1,250.50 now.", "1250.5", True), ("He has 70 of 100.", "7", False),
-    ("So the answer is No.", "no", True), ("Nothing is known.", "no", False), ("It is -5.", "-5", True), ("A 5-4 win.", "5", True)])
+    ("So the answer is No.", "no", True), ("Nothing is known.", "no", False), ("It is -5.", "-5", True), ("A 5-4 win.", "5", True),
+    ("He has 7.5 left.", "7", False), ("It costs $1,250.", "250", False), ("It is 12.5 miles.", "5", False), ("He ate 3/4, all.", "3/4", True)])
 def test_a_solution_reaches_the_answer_it_says(solution, answer, reached):
     assert annotate.reaches(solution, answer) == reached
 
@@ -610,7 +614,9 @@ def test_a_solution_reaches_the_answer_it_says(solution, answer, reached):
 @pytest.mark.parametrize("reply", [
     "Question 1: a?\nSolution 1: b\nQuestion 2: c?\nSolution 2: d\nAnswer: 4",
     "Sure!\n\n**Question 1:** a?\n**Solution 1:** b\n\n### Sub-question 2: c?\nSolution 2:\nd\n**Answer:** 4\nQuestion 3: e?",
-    " Question 1: a?\n Solution 1: b\n - Question: c?\n Solution: d\n#### 4\n"])
+    " Question 1: a?\n Solution 1: b\n - Question: c?\n Solution: d\n#### 4\n",
+    "<think>\nQuestion 1: x?\nSolution 1: y\nAnswer: 5\n</think>\n1. Question: a?\nSolution #1: b\n\n2. Question: c?\nSolution #2: d\n```\nAnswer:\n#### `4`",
+    "### Question 1\na?\n### Solution 1\nb\n---\n### Question 2\nc?\n### Solution 2\nd\n\n**Final Answer**: \\(\\boxed{4}\\)"])
 def test_a_dialogue_is_read_however_a_chat_model_adorns_it(reply):
     assert annotate.read_dialogue(reply) == ([{"question": "a?", "solution": "b"}, {"question": "c?", "solution": "d"}], "4")
 
@@ -625,6 +631,20 @@ def test_replies_that_are_no_annotation_are_unfit():
             annotate.read_chain(reply)
     with pytest.raises(annotate.Unfit, match="not 2 questions"):
         annotate.read_questions("Question 1: a?", [{"solution": "b"}] * 2)
+    assert annotate.read_questions("Question 1: a\nb?\n\nLet me know if you need more!", [{"solution": "c"}]) == [{"question": "a b?", "solution": "c"}]
+
+
+def test_thoughts_and_chatter_are_no_steps_and_signs_are_the_calculators():
+    reply = "<think>\n3 by 4, so 13?\n</think>\n\nSure! Here are the steps:\n**Step 1:** It is 3 \u00d7 4 = **12**.\n$24 \\div 2 = 12$\n\nAnswer: \u20ac12"
+    steps, answer = annotate.read_chain(reply)
+    assert annotate.verified(steps, answer, {"answer": "12"}) == [{"solution": "It is 3 * 4 = <<3*4=12>>12."}, {"solution": "24 / 2 = <<24/2=12>>12"}]
+
+
+@pytest.mark.parametrize("said, answer, agrees", [
+    ("12 apples", "12", True), ("12 dollars.", "12", True), ("$12.00", "12", True), ("70,000 pens", "70000", True), ("Yes, it could.", "yes", True),
+    ("3 of 12", "12", False), ("12.5", "12", False), ("No one knows", "no", False), ("-12", "12", False), ("", "12", False)])
+def test_an_answer_may_have_a_unit_or_go_on(said, answer, agrees):
+    assert annotate.agrees(said, answer) == agrees
 
 
 def test_our_prompts_hold_examples_that_pass_their_own_check():
@@ -640,6 +660,7 @@ def test_retry_after_comes_in_seconds_and_as_a_date():
     assert annotate.retry_after("120") == 120 and 88 < annotate.retry_after(soon) <= 90
     assert annotate.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert [annotate.retry_after(text) for text in (None, "soon", "-5", "", "1e9")] == [None] * 5
+    assert annotate.retry_after("1.5") == 1.5
 
 
 KEY = "sk-abc.DEF_123-not-for-others"
@@ -724,6 +745,59 @@ def test_killed_and_resumed_no_problem_is_asked_again_but_those_in_flight(tmp_pa
             teach(path, url, out, *changed)
         assert e.value.status == 2
     assert rows_in(out) == rows and log_of(url)["requests"] == log["requests"]
+
+
+def test_a_problem_that_the_server_refuses_does_not_stop_the_others(tmp_path, server):
+    first = mock_teacher.problem(0)["problem"]
+    path = problems_file(tmp_path / "f.jsonl", 12)
+    teach(path, server("--refuse", re.escape(first), "--latency", 0.2), tmp_path / "out", "--parallel", 4)
+    rejected, = [row for row in rows_in(tmp_path / "out") if "rejected" in row]
+    assert rejected["problem"] == first and rejected["rejected"] == "HTTP 400: maximum context length exceeded" and len(rows_in(tmp_path / "out")) == 12
+    # in the same files later ones, one behind the other: that the server is right is known from before
+    teach(problems_file(tmp_path / "f.jsonl", 16), server("--refuse", "."), tmp_path / "out", "--parallel", 1)
+    assert sum("rejected" in row for row in rows_in(tmp_path / "out")) == 5
+    with pytest.raises(data.UserError, match="maximum context length exceeded; check --url and --model"):
+        teach(path, server("--refuse", "."), tmp_path / "other")
+
+
+@pytest.mark.parametrize("content", [b'{"id": "a", "problem": "P", "answer": "1"}', b'[{"id": "a"}]', b"notes", b'{"id": "a"}\n{"id": "b'])
+def test_a_file_of_something_else_is_left_as_it_is(content, tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(data.UserError, match="mine.jsonl.*choose another --out") as e:
+        teach(problems_file(tmp_path / "f.jsonl", 3), "http://localhost:1", tmp_path / "mine.jsonl")
+    assert e.value.status == 2 and (tmp_path / "mine.jsonl").read_bytes() == content
+
+
+def test_a_row_whose_line_was_cut_before_its_end_is_asked_again(tmp_path, server):
+    url, path, out = server(), problems_file(tmp_path / "f.jsonl", 4), tmp_path / "out.jsonl"
+    teach(path, url, out, "--parallel", 1)
+    out.write_bytes(out.read_bytes()[:-1])
+    teach(path, url, out)
+    assert len(data.read_problems(out)) == 4 and log_of(url)["requests"] == 5
+
+
+def test_what_extra_says_of_the_temperature_is_what_a_row_says(tmp_path, server):
+    url, path = server(), problems_file(tmp_path / "f.jsonl", 2)
+    teach(path, url, tmp_path / "out", "--extra", '{"temperature": 0.6}')
+    assert [row["teacher"]["temperature"] for row in rows_in(tmp_path / "out")] == [0.6, 0.6]
+    with pytest.raises(data.UserError, match="of another run"):
+        teach(path, url, tmp_path / "out")
+
+
+def test_a_key_that_is_a_word_is_not_struck_out(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "pens")
+    teach(problems_file(tmp_path / "f.jsonl", 1), server(), tmp_path / "out.jsonl")
+    assert "pens" in data.read_problems(tmp_path / "out.jsonl")[0]["steps"][0]["solution"]
+
+
+def test_a_reply_may_come_in_parts_or_be_empty():
+    endpoint = annotate.Endpoint(annotate.parse_args(["teacher", "f", "--url", "http://h", "--model", "m"]))
+    for content, text in ([{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), (None, ""), ("", ""):
+        assert endpoint.read(json.dumps({"choices": [{"message": {"content": content, "reasoning_content": "x"}}]}).encode(), 8).text == text
+    assert endpoint.read(b'{"choices": [{"message": {}}]}', 8).text == ""
+    silent = SimpleNamespace(ask=lambda prompt, temperature: annotate.Reply("", "stop", "m", (1, 0)))
+    row = annotate.annotate(mock_teacher.problem(0), silent, {"socratic": "{problem}"}, endpoint.args)
+    assert row["rejected"].startswith("the reply is empty") and row["teacher"]["try"] == endpoint.args.tries
 
 
 def test_a_budget_stops_the_run_cleanly_and_a_larger_one_goes_on(tmp_path, server, capsys):
@@ -864,10 +938,11 @@ def test_distinct_right_samples_become_annotations(tmp_path, monkeypatch):
 
 
 def test_a_problem_with_enough_new_annotations_is_not_sampled_again(tmp_path, monkeypatch, capsys):
-    asked = []
+    asked, there = [], []  # of each round: whom; how many annotations are in the file by then
 
     def solve(problems, procedure, students, calculator=True, watch=None, sampling=None):
         """A student that finds something new for every second of the problems, the last first."""
+        there.append(len(data.read_problems(tmp_path / "new.jsonl")) if (tmp_path / "new.jsonl").exists() else 0)
         asked.append([problem["id"] for problem in problems])
         for index in reversed(range(len(problems))):
             step = {"question": f"{len(asked)}?", "solution": f"It is {problems[index]['answer']}."}
@@ -879,7 +954,7 @@ def test_a_problem_with_enough_new_annotations_is_not_sampled_again(tmp_path, mo
     (tmp_path / "f.jsonl").write_bytes(data.jsonl(problems))
     call("self", tmp_path / "f.jsonl", "--samples", 5, "--keep", 1, "--out", tmp_path / "new.jsonl")
     # of 8 the odd are found, of 0 2 4 6 then 2 6, of 0 4 then 4; 0 is sampled to the end
-    assert asked == [list("01234567"), list("0246"), list("04"), ["0"], ["0"]]
+    assert asked == [list("01234567"), list("0246"), list("04"), ["0"], ["0"]] and there == [0, 4, 6, 7, 7]
     rows = data.read_problems(tmp_path / "new.jsonl")
     assert [row["problem"] for row in rows] == [problems[i]["problem"] for i in range(1, 8)]
     assert "7 of 16 samples right; new annotations for 7 of 8 problems" in capsys.readouterr().out
