@@ -525,8 +525,15 @@ def settle(args):
 
 
 def pretrained(args):
-    """Whether --init is a GPT-2 from elsewhere, not a student of ours: published weights, or a folder without student.json."""
-    return args.init is not None and not (args.init / "student.json").exists()
+    """Whether --init is a GPT-2 from elsewhere, published weights or a folder without student.json, or a student that began as one."""
+    if not args.init:
+        return False
+    try:
+        return bool(json.loads((args.init / "student.json").read_text(encoding="utf-8")).get("pretrained"))
+    except OSError:
+        return True
+    except (ValueError, AttributeError):
+        raise UserError(f"{args.init / 'student.json'}: not what train.py writes")
 
 
 def open_student(args, problems):
@@ -685,7 +692,8 @@ def main(argv=None):
             model.save(aside)
             tokenizer.save(aside)
             figures = {key: value for key, value in figures.items() if value != math.inf}  # for which JSON has no word
-            student = {"role": args.role, "guidance": args.guidance, "init": str(args.init) if args.init else None, **figures}
+            student = {"role": args.role, "guidance": args.guidance, "init": str(args.init) if args.init else None,
+                       "pretrained": pretrained(args), **figures}
             (aside / "student.json").write_text(json.dumps(student) + "\n")
             if state:
                 with open(aside / "trainer.pt", "wb") as f:

@@ -249,6 +249,20 @@ def test_a_step_is_that_of_a_float64_computation(here, problems):
         assert torch.allclose(kept["transformer." + name][clear], expected[clear], rtol=1e-5, atol=2e-5), name
 
 
+def test_a_student_that_began_as_a_gpt2_from_elsewhere_is_trained_gently_by_the_next_one_too(here, problems):
+    Tokenizer.learn((text for one in problems for text, _ in segments(one, "solver") if text), 1024).save(here)
+    GPT(GPTConfig(Tokenizer.open(here).vocab_size, 256, 2, 2, 32)).initialise(0).save(here)
+    train.main(["--role", "solver", "--init", str(here), "--steps", "1", "--out", "fine"])
+    train.main(["--role", "solver", "--steps", "1", "--out", "ours", *TINY])
+    for init, how in (here, ("adamw", 5e-5, 0, 0)), ("fine", ("adamw", 5e-5, 0, 0)), ("ours", ("muon", 1e-3, 0.3, 0.08)), (None, ("muon", 3e-3, 0.3, 0.08)):
+        args = train.parse_args(["--role", "decomposer", *(["--init", str(init)] if init else [])])
+        train.settle(args)
+        assert (args.optimizer, args.lr, args.text_weight, args.recite) == how
+    Path("ours/student.json").write_text("[]")
+    with pytest.raises(UserError, match="ours/student.json: not what train.py writes"):
+        train.settle(train.parse_args(["--role", "decomposer", "--init", "ours"]))
+
+
 def ranks(n, *argv, cwd):
     """Start train.py in n processes."""
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
