@@ -849,7 +849,7 @@ def wrong_equations(solution):
     notes = NOTE.findall(solution)
     if not len(notes) == solution.count("<<") == solution.count(">>"):
         yield "a broken note <<...=...>>"
-    for result, said in re.findall(r"=([^<>=]*)>>\$?(\d[\d,]*(?:\.\d+)?)(?![\d/])", solution):
+    for result, said in re.findall(r"=([^<>=]*)>>\$?(\d[\d,]*(?:\.\d+)?)(?![\d,]*\d|/\d)", solution):
         if not computes(result, said):
             yield f"<<...={result}>> stands before {said}"
     for expression, result in notes:
