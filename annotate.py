@@ -1022,28 +1022,18 @@ def verified(steps, answer, problem):
     return steps
 
 
-def converse(style, ask, problem):
-    """Have a problem annotated; returns its steps. ask(stage, steps) sends a request and returns the reply's text.
-
-    In the style cot the teacher thinks first and asks afterwards, a question for each line; in the style questions the
-    file's own solutions stand, and questions are all that is asked for. Raises Unfit.
-    """
-    if style == "socratic":
-        return verified(*read_dialogue(ask("socratic")), problem)
-    steps = verified(*read_chain(ask("cot")), problem) if style == "cot" else problem["steps"]
-    return read_questions(ask("questions", steps), steps)
-
-
 def annotate(problem, endpoint, prompts, args):
     """Have a problem annotated, asking up to --tries times at rising temperature.
 
+    In the style cot the teacher thinks first and asks afterwards, a question for each line; in the style questions the file's own
+    solutions stand, and questions are all that is asked for.
     Returns the row that is to be written: the problem with its new steps and with how they came about under "teacher", or,
     with neither, "rejected": why the last try was no use, and "reply", what the teacher said.
     """
     about = provenance(prompts, args) | {"tokens": [0, 0]}
-    said = ""
+    said, style, steps = "", args.style, problem.get("steps", ())
 
-    def ask(stage, steps=()):
+    def ask(stage):
         nonlocal said
         reply = endpoint.ask(fill(prompts[stage], problem["problem"], steps), about["temperature"])
         about["served"], said = reply.model, reply.text
@@ -1059,7 +1049,13 @@ def annotate(problem, endpoint, prompts, args):
         about |= {"try": k + 1, "temperature": args.extra.get("temperature", round(args.temperature + rise, 2)),
                   "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         try:
-            return {**problem, "steps": converse(args.style, ask, problem), "teacher": about}
+            if style == "socratic":
+                steps = verified(*read_dialogue(ask("socratic")), problem)
+            if style == "cot":
+                steps, style = verified(*read_chain(ask("cot")), problem), "questions"  # also of the next try, if these are no use
+            if style == "questions":
+                steps = read_questions(ask("questions"), steps)
+            return {**problem, "steps": steps, "teacher": about}
         except Unfit as e:
             reason = str(e)
             if isinstance(e, Refused):
@@ -1079,6 +1075,7 @@ def provenance(prompts, args):
 LONGEST_REPLY = 10_000_000  # bytes
 LONGEST_PAUSE = 60          # seconds between two requests of a problem, unless the server asks for more
 LONGEST_WAIT = 600          # seconds that a server may ask for
+OF_ONE = 400, 413, 422      # statuses that may be about one problem: it is too long, or breaks the server's rules
 
 
 class Refused(Unfit):
@@ -1119,7 +1116,8 @@ class Endpoint:
         if self.key:
             self.headers["Authorization"] = f"Bearer {self.key}"
         self.threads, self.lock, self.stop = threading.local(), threading.Lock(), threading.Event()
-        self.requests = self.good = self.failures = 0  # requests sent; good replies, of an earlier run too; problems given up since the last
+        self.requests = self.good = self.failures = 0  # requests sent; good replies; problems given up since the last of these
+        self.earlier = False  # whether there were good replies in an earlier run
         self.refused = set()  # requests, before the first good reply
         self.tokens = [0, 0]  # read and written, of all good replies
 
@@ -1146,7 +1144,7 @@ class Endpoint:
                 if not passing:
                     self.refused |= set() if self.good else {body}
                     # before any good reply it may be this problem alone, too long perhaps: the next one, good or refused, shows it
-                    if self.good or len(self.refused) > 1 or status not in (400, 413, 422):
+                    if self.good or self.earlier or len(self.refused) > 1 or status not in OF_ONE:
                         raise self.refusal(status, trouble)
             except (OSError, http.client.HTTPException) as e:
                 trouble = self.explain(e)
@@ -1161,10 +1159,10 @@ class Endpoint:
                 raise UserError("stopped")  # by another's error or Ctrl-C: nothing is known of this problem, and nothing is written
         with self.lock:
             self.failures += 1
-            lost = self.good == 0 or self.failures > 1  # two problems in a row: it is not the problem
+            lost = not (self.good or self.earlier) or self.failures > 1  # two problems in a row: it is not the problem
         if lost:
             raise UserError(f"{self.url}: {trouble} (after {self.args.retries + 1} requests); " +
-                            ("what is written stays, the same command goes on from there" if self.good else "check --url"))
+                            ("what is written stays, the same command goes on from there" if self.good or self.earlier else "check --url"))
         raise Refused(trouble)
 
     def post(self, body):
@@ -1217,11 +1215,14 @@ class Endpoint:
         return reply
 
     def refusal(self, status, trouble):
-        """What to raise for a status that will not pass: UserError if it concerns all problems, else Refused."""
+        """What to raise for a status that will not pass: UserError if it concerns all problems, as after ten in a row, else Refused."""
         if status in (401, 402, 403):
             given = "was sent" if self.key else "is not set"
             return UserError(f"{self.url}: {trouble} (the key comes from the environment: {self.args.key_variable} {given})")
-        return Refused(trouble) if self.good else UserError(f"{self.url}: {trouble}; check --url and --model {self.args.model}")
+        with self.lock:
+            self.failures += 1
+            concerns_all = not (self.good or self.earlier and status in OF_ONE) or self.failures > 10
+        return UserError(f"{self.url}: {trouble}; check --url and --model {self.args.model}") if concerns_all else Refused(trouble)
 
     def explain(self, error):
         """A failure of the connection in words; raises UserError for one that will not pass."""
@@ -1321,8 +1322,9 @@ class Output:
         content = path.read_bytes()
         length = content.rfind(b"\n") + 1
         last = content[length:]  # cut short, perhaps just before its end
+        whole = True
         try:
-            whole = bool(json.loads(last))
+            json.loads(last)
         except ValueError:
             whole = False
             if not last.startswith(ROW) and not ROW.startswith(last):
@@ -1386,7 +1388,7 @@ def teacher(args):
               json.dumps(body, indent=2, ensure_ascii=False), sep="\n")
         return
     output = Output(args, prompts)
-    endpoint.tokens, endpoint.good = list(output.tokens), len(output.done) - output.counts[output.rejected]
+    endpoint.tokens, endpoint.earlier = list(output.tokens), len(output.done) > output.counts[output.rejected]
     todo = [row for text, row in problems.items() if text not in output.done]
     reasons, earlier = Counter(), len(problems) - len(todo)
     if earlier:
@@ -1531,6 +1533,8 @@ def check(args):
             if not path.is_file():
                 raise
             wrong(path, "schema", *str(e).split(": ", 1))
+            if files[path]:
+                print(f"{path}: not read any further")
         if not files[path] and not found[path]:
             wrong(path, "schema", path, "holds no annotated problem")
     rows = [row for path in files for _, row in files[path]]

@@ -684,6 +684,8 @@ def main(argv=None):
               + f", {args.world} ranks" * (args.world > 1) + (f", from step {state['figures']['steps']:,}" if state else ""),
               file=sys.stderr)
 
+    began_elsewhere = pretrained(args)
+
     def save(folder, figures, state=None):
         """Keep the student in `folder`, and the state that --resume needs."""
         if args.rank:
@@ -693,7 +695,7 @@ def main(argv=None):
             tokenizer.save(aside)
             figures = {key: value for key, value in figures.items() if value != math.inf}  # for which JSON has no word
             student = {"role": args.role, "guidance": args.guidance, "init": str(args.init) if args.init else None,
-                       "pretrained": pretrained(args), **figures}
+                       "pretrained": began_elsewhere, **figures}
             (aside / "student.json").write_text(json.dumps(student) + "\n")
             if state:
                 with open(aside / "trainer.pt", "wb") as f:

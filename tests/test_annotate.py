@@ -758,6 +758,12 @@ def test_a_problem_that_the_server_refuses_does_not_stop_the_others(tmp_path, se
     assert sum("rejected" in row for row in rows_in(tmp_path / "out")) == 5
     with pytest.raises(data.UserError, match="maximum context length exceeded; check --url and --model"):
         teach(path, server("--refuse", "."), tmp_path / "other")
+    # but not that it is right for ever: another model, or none that takes anything
+    before, path = rows_in(tmp_path / "out"), problems_file(tmp_path / "f.jsonl", 60)
+    for flags, more in (("--faults", 1, "--only", "wrong model"), 0), (("--refuse", "."), 10):
+        with pytest.raises(data.UserError, match="check --url and --model"):
+            teach(path, server(*flags), tmp_path / "out", "--parallel", 1)
+        assert len(rows_in(tmp_path / "out")) == len(before) + more
 
 
 @pytest.mark.parametrize("content", [b'{"id": "a", "problem": "P", "answer": "1"}', b'[{"id": "a"}]', b"notes", b'{"id": "a"}\n{"id": "b'])
@@ -795,6 +801,12 @@ def test_a_reply_may_come_in_parts_or_be_empty():
     for content, text in ([{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), (None, ""), ("", ""):
         assert endpoint.read(json.dumps({"choices": [{"message": {"content": content, "reasoning_content": "x"}}]}).encode(), 8).text == text
     assert endpoint.read(b'{"choices": [{"message": {}}]}', 8).text == ""
+    chain, asked = "2+2 = 4\nAnswer: 4", ["Question 1: a?\nQuestion 2: b?", "Question 1: a?"]
+    for replies, wanted in ([chain, *asked], [{"question": "a?", "solution": "2+2 = <<2+2=4>>4"}]), ([chain, *asked[:1] * 3], None):
+        talker = SimpleNamespace(ask=lambda prompt, temperature: annotate.Reply(replies.pop(0), "stop", "m", (1, 1)))
+        args = annotate.parse_args(["teacher", "f", "--url", "http://h", "--model", "m", "--style", "cot", "--tries", "3"])
+        row = annotate.annotate({"id": "1", "problem": "P", "answer": "4"}, talker, annotate.read_prompts(args), args)
+        assert row.get("steps") == wanted and not replies  # a chain that is right is not asked for again
     silent = SimpleNamespace(ask=lambda prompt, temperature: annotate.Reply("", "stop", "m", (1, 0)))
     row = annotate.annotate(mock_teacher.problem(0), silent, {"socratic": "{problem}"}, endpoint.args)
     assert row["rejected"].startswith("the reply is empty") and row["teacher"]["try"] == endpoint.args.tries
@@ -1012,6 +1024,8 @@ def test_check_names_each_fault_and_counts_it(tmp_path, capsys):
 def test_check_counts_a_file_that_cannot_be_read_and_goes_on(tmp_path, capsys):
     status, table, out = checked(tmp_path, capsys, {"a": b'{"problem": "x', "b": [good_row(1)], "c": [good_row(i, thing="cats") for i in range(30)]})
     assert status == 1 and table["a"]["schema"] == 1 and table["b"]["schema"] == 0 and "a:1: not JSON" in out
+    _, table, out = checked(tmp_path, capsys, {"a": data.jsonl([good_row(1)]) + b'{"problem": "x\n' + data.jsonl([good_row(2)])})
+    assert table["a"]["problems"] == 1 and table["a"]["schema"] == 1 and f"{tmp_path}/a: not read any further" in out
     bad = [good_row(i, thing="cats") | {"answer": "no"} for i in range(30)]
     assert "... and 20 more problems whose last solution" in checked(tmp_path, capsys, {"d": bad})[2]
     assert checked(tmp_path, capsys, {"d": bad}, "--all")[2].count("does not come to the answer no") == 30
