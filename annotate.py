@@ -871,16 +871,19 @@ def with_notes(solution):
     return "".join(part if part.startswith("<<") else PLAIN.sub(note, part) for part in re.split(r"(<<[^<>]*>>)", solution))
 
 
+NUMBERS = re.compile(r"-?\$?[\d,.]*\d")  # a number in a text
+
+
 def reaches(solution, answer):
     """Whether a solution says the answer: as one of its numbers, or else in these words."""
     said = NOTE.sub(r" \2 ", solution)
-    return any(same_answer(number, answer) for number in re.findall(r"-?\$?[\d,.]*\d", said)) or \
+    return any(same_answer(number, answer) for number in NUMBERS.findall(said)) or \
         re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer.strip())}(?!\w|[.,]\d)", said, re.I) is not None
 
 
 def agrees(said, answer):
     """Whether what a teacher gives as the answer is the known one: alone, as the only number, "12 apples", or as "Yes, it could"."""
-    numbers = re.findall(r"-?\$?[\d,.]*\d", said)
+    numbers = NUMBERS.findall(said)
     return any(same_answer(one, answer) for one in (said, re.split(r"[,.;:!](?!\d)", said)[0], *(numbers if len(numbers) == 1 else ())))
 
 
@@ -1121,6 +1124,11 @@ class Endpoint:
         self.refused = set()  # requests, before the first good reply
         self.tokens = [0, 0]  # read and written, of all good replies
 
+    @property
+    def proven(self):
+        """Whether there was a good reply, in this run or an earlier one: url and model were right then."""
+        return self.good > 0 or self.earlier
+
     def body(self, prompt, temperature):
         """The request's JSON object."""
         body = {"model": self.args.model, "messages": [{"role": "user", "content": prompt}], "temperature": temperature,
@@ -1142,9 +1150,10 @@ class Endpoint:
                 trouble, wait = f"HTTP {status}: {message_of(content)}", retry_after(headers.get("Retry-After")) or 0
                 passing = status in (408, 409, 425, 429) or status >= 500
                 if not passing:
-                    self.refused |= set() if self.good else {body}
+                    if not self.proven:
+                        self.refused.add(body)
                     # before any good reply it may be this problem alone, too long perhaps: the next one, good or refused, shows it
-                    if self.good or self.earlier or len(self.refused) > 1 or status not in OF_ONE:
+                    if self.proven or len(self.refused) > 1 or status not in OF_ONE:
                         raise self.refusal(status, trouble)
             except (OSError, http.client.HTTPException) as e:
                 trouble = self.explain(e)
@@ -1159,10 +1168,10 @@ class Endpoint:
                 raise UserError("stopped")  # by another's error or Ctrl-C: nothing is known of this problem, and nothing is written
         with self.lock:
             self.failures += 1
-            lost = not (self.good or self.earlier) or self.failures > 1  # two problems in a row: it is not the problem
+            lost = not self.proven or self.failures > 1  # two problems in a row: it is not the problem
         if lost:
             raise UserError(f"{self.url}: {trouble} (after {self.args.retries + 1} requests); " +
-                            ("what is written stays, the same command goes on from there" if self.good or self.earlier else "check --url"))
+                            ("what is written stays, the same command goes on from there" if self.proven else "check --url"))
         raise Refused(trouble)
 
     def post(self, body):
@@ -1452,7 +1461,7 @@ def self_teacher(args):
     usable(args.out.parent)
     found = [[] for _ in problems]  # each one's new rows
     seen = [{json.dumps(row.get("steps"))} for row in problems]
-    right, drawn = 0, 0
+    rows, right, drawn = [], 0, 0
     with tqdm(total=len(problems) * args.samples, unit=" samples", disable=None, dynamic_ncols=True) as bar:
         for k in range(args.samples):
             todo = [index for index in range(len(problems)) if len(found[index]) < args.keep]
@@ -1476,10 +1485,9 @@ def self_teacher(args):
                     name = f"{problem.get('id', index + 1)}-self-{len(found[index]) + 1}"
                     found[index].append({**for_new_steps(problem), "id": name, "steps": steps, "teacher": about})
                 bar.set_postfix_str(f"{sum(map(len, found)):,} new annotations", refresh=False)
-            rows = [row for one in found for row in one]
-            if rows:
-                with written_aside(args.out.parent) as aside:  # a kill loses the round that it interrupts
-                    write_problems(aside / args.out.name, rows)
+            if len(rows) < sum(map(len, found)):
+                rows = [row for one in found for row in one]
+                save({args.out: rows})  # a kill loses the round that it interrupts
     if not rows:
         raise UserError(f"none of {drawn:,} samples is right and new: more --samples, or a higher --temperature?")
     print(f"{right:,} of {drawn:,} samples right; new annotations for {sum(map(bool, found)):,} of "

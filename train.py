@@ -513,12 +513,13 @@ def settle(args):
     args.out = args.out or Path("runs", args.role)
     args.batch_tokens = args.batch_tokens or (8192 if on_gpu else 1024)
     # what was pretrained gets gentle steps, and learns its segments alone, as in the paper
-    args.optimizer = args.optimizer or ("adamw" if pretrained(args) else "muon")
-    args.lr = args.lr or (5e-5 if pretrained(args) else 1e-3 if args.init else 3e-3)
+    gently = pretrained(args)
+    args.optimizer = args.optimizer or ("adamw" if gently else "muon")
+    args.lr = args.lr or (5e-5 if gently else 1e-3 if args.init else 3e-3)
     if args.text_weight is None:
-        args.text_weight = 0.0 if pretrained(args) else 0.3
+        args.text_weight = 0.0 if gently else 0.3
     if args.recite is None:
-        args.recite = 0.0 if pretrained(args) else 0.08
+        args.recite = 0.0 if gently else 0.08
     if not 0 <= args.recite < 1:
         raise UserError("--recite must be a share, 0 or more and less than 1", 2)
     return args
