@@ -1,19 +1,41 @@
-"""From a JSONL row to tensors: the schema, the tokenizer, the roles table, sequences with their learned mask, batches.
+"""From a JSONL row to tensors, and everything about answers. Start reading the project here.
 
-Nothing here knows of models or training; nothing elsewhere knows how text is laid out.
+A teacher's annotation of one problem is one JSON object, one a line in a file:
+
+    {"id": "a-1", "problem": "Ann has 3 cats. Bob has 2 more. How many do they have together?",
+     "steps": [{"question": "How many does Bob have?", "solution": "Bob has <<3+2=5>>5 cats."},
+               {"question": "How many do they have together?", "solution": "They have <<3+5=8>>8 cats."}],
+     "answer": "8"}
+
+A role decides which of these texts a student reads and which it learns to write. For a solver the row becomes
+one sequence of tokens, below in three lines, and the loss mask is true for the text that is underlined:
+
+     Ann has 3 cats. Bob has 2 more. How many do they have together?\\n
+     How many does Bob have?\\n Bob has <<3+2=5>>5 cats.\\n How many do they have together?\\n
+                              -------------------------                                     ...
+     They have <<3+5=8>>8 cats.\\n#### 8<|endoftext|>
+    ----------------------------     ----------------
+
+Nothing here knows of models or training, and nothing elsewhere knows how text is laid out.
 """
 import argparse
+import ast
 import codecs
 import contextlib
+import hashlib
 import heapq
 import json
+import math
+import operator
 import os
 import random
 import re
 import shutil
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,403 +44,20 @@ import tiktoken
 import torch
 
 
-# ---- errors a user can cause -------------------------------------------------------------------------------------------
+# ---- the method: one table ---------------------------------------------------------------------------------
 
-class UserError(Exception):
-    """Something the user can mend: one line that names the file, line, flag or field. Exit status 1, or 2 for bad usage."""
-
-    def __init__(self, message, status=1):
-        super().__init__(message)
-        self.status = status
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but bad usage is a UserError: one line, status 2."""
-
-    def error(self, message):
-        raise UserError(f"{message} (see: {self.prog} --help)", 2)
-
-
-def run(main):
-    """Run a script's main(): a user's error ends in one line and its exit status, a bug keeps its traceback."""
-    try:
-        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, such as half a surrogate pair
-        main()
-        sys.stdout.flush()
-    except UserError as e:
-        sys.exit(fail(e, e.status))
-    except BrokenPipeError:  # the reader of our output has left: python infer.py ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as e:
-        sys.exit(fail(f"{e.filename}: {e.strerror}" if e.filename else e, 1))
-    except KeyboardInterrupt:
-        sys.exit(fail("stopped", 130))
-
-
-def fail(message, status):
-    """Print one line on stderr; return the exit status."""
-    print(f"error: {message}", file=sys.stderr)
-    return status
-
-
-def find_device(name=None):
-    """The torch.device of that name; None: a GPU if there is one. Raises UserError (status 2) if it is not there."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-        return device
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"--device {name}: {str(e).splitlines()[0]}", 2)
-
-
-@contextlib.contextmanager
-def written_aside(folder):
-    """A temporary folder whose files move into `folder` when the block ends well: each is the old one or the new, whole.
-
-    The files reach the disk (fsync) before the first is renamed. If the block fails, `folder` stays as it was. Raises
-    UserError that names it where nothing can be written, for example on a full disk.
-    """
-    folder = Path(folder)
-    aside = folder / ".writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        files = sorted(aside.iterdir())
-        for path in files:
-            with open(path, "rb+") as f:
-                os.fsync(f.fileno())
-        for path in files:
-            os.replace(path, folder / path.name)
-        if os.name == "posix":  # the new names reach the disk too
-            descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    except OSError as e:
-        raise UserError(f"{folder}: {e.strerror or e}")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-# ---- the schema: one problem a line ------------------------------------------------------------------------------------
-
-def read_rows(path):
-    """Read a file of JSON objects, one a line (JSONL) or all in one array: yields (where, row), where "path:line" or "path,
-    row n" and the object as a dict; empty lines are skipped.
-
-    Raises UserError that names file and line.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}")
-    yield from parse_rows(content, path)
-
-
-def parse_rows(content, path):
-    """As `read_rows`, from the file's bytes."""
-    if content.startswith(b"\x1f\x8b"):
-        raise UserError(f"{path}: compressed by gzip; unpack it first, with gunzip")
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
-    content = content.removeprefix(codecs.BOM_UTF8)
-    if re.match(rb"\s*\[", content):
-        for number, row in enumerate(parse_json(content, path), 1):
-            yield check_object(row, f"{path}, row {number}")
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            yield check_object(parse_json(line, f"{path}:{number}"), f"{path}:{number}")
-
-
-def parse_json(text, where):
-    """The JSON value in UTF-8 bytes. Raises UserError."""
-    try:
-        return json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as e:
-        raise UserError(f"{where}: not UTF-8 at byte {e.start} of it")
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON: {e}")
-
-
-def check_object(row, where):
-    """(where, row); raises UserError unless `row` is a dict."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
-    return where, row
-
-
-def check_text(row, field, where, prefix=""):
-    """Raise UserError unless `row` has a string in `field` that is not blank."""
-    if field not in row:
-        raise UserError(f"{where}: field '{prefix}{field}' is missing")
-    if not isinstance(row[field], str):
-        raise UserError(f"{where}: field '{prefix}{field}' must be a string, found {type(row[field]).__name__}")
-    if not row[field].strip():
-        raise UserError(f"{where}: field '{prefix}{field}' is empty")
-
-
-def check_problem(row, where, steps=True):
-    """Raise UserError that names the field unless `row` is a problem: see `read_problems`."""
-    check_text(row, "problem", where)
-    check_text(row, "answer", where)
-    if not steps:
-        return
-    if not isinstance(row.get("steps"), list) or not row["steps"]:
-        raise UserError(f"{where}: field 'steps' must be a list with at least one step")
-    for k, step in enumerate(row["steps"]):
-        if not isinstance(step, dict):
-            raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
-        check_text(step, "question", where, f"steps[{k}].")
-        check_text(step, "solution", where, f"steps[{k}].")
-
-
-def read_problems(path, steps=True):
-    """Read a file of problems strictly. steps: whether each must have its steps.
-
-    Returns a list of dicts {"problem": str, "steps": [{"question": str, "solution": str}, ...], "answer": str, ...};
-    other keys are kept and ignored. Raises UserError that names file, line and field.
-    """
-    problems = []
-    for where, row in read_rows(path):
-        check_problem(row, where, steps)
-        problems.append(row)
-    if not problems:
-        raise UserError(f"{path}: holds no problem")
-    return problems
-
-
-def jsonl(rows):
-    """Rows (dicts) as the bytes of a JSONL file: UTF-8, one a line. Half a surrogate pair, which is no UTF-8, is escaped."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
-
-
-def write_problems(path, problems):
-    """Write problems (dicts) to a JSONL file."""
-    Path(path).write_bytes(jsonl(problems))
-
-
-# ---- the tokenizer: GPT-2's byte-level BPE, run by tiktoken ------------------------------------------------------------
-
-# GPT-2's pre-tokenisation (Radford et al. 2019): contractions, words, numbers and signs, each with the space before it
-PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-END = "<|endoftext|>"
-
-# A long run of white space that is one piece to PATTERN: tiktoken's regular expressions give up on some 500,000 characters
-_SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_LONG_SPACE = re.compile(f"(?<![{_SPACES}])([{_SPACES}]{{10000,}})(?![^{_SPACES}])")
-
-# the same for Python's `re`, near enough to learn from: what it splits elsewhere is never merged when a text is encoded
-_WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
-
-# GPT-2's files write a byte as a printable character: itself where it is one, else the next of 256, 257, ...
-_printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_BYTES = _printable + [b for b in range(256) if b not in _printable]  # also the order of GPT-2's first 256 ids
-_CHAR = {b: chr(b) if b in _printable else chr(256 + i - len(_printable)) for i, b in enumerate(_BYTES)}
-_BYTE = {c: b for b, c in _CHAR.items()}
-
-
-class Tokenizer:
-    """Text to token ids and back. `end` is the id of <|endoftext|>."""
-
-    def __init__(self, ranks):
-        """ranks: {token as bytes: id}, ids 0 .. n-1 in the order in which BPE learned them; <|endoftext|> becomes n."""
-        self.ranks = ranks
-        self.end = len(ranks)
-        self.vocab_size = self.end + 1
-        self._tiktoken = tiktoken.Encoding("gpt2-like", pat_str=PATTERN, mergeable_ranks=ranks,
-                                           special_tokens={END: self.end})
-
-    def encode(self, text):
-        """Token ids of `text`, a list of int. <|endoftext|> in a text is text like any other.
-
-        A lone surrogate, which no UTF-8 can spell, is read as U+FFFD.
-        """
-        if len(text) < 10000:
-            return self._tiktoken.encode_ordinary(text)
-        first, *rest = _LONG_SPACE.split(text)
-        ids = self._tiktoken.encode_ordinary(first)
-        for spaces, text in zip(rest[::2], rest[1::2]):
-            ids += self._tiktoken._encode_single_piece(spaces) + self._tiktoken.encode_ordinary(text)
-        return ids
-
-    def encode_all(self, texts):
-        """Token ids of many texts, a list of lists, by all cores."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self.encode, texts))
-
-    def decode(self, ids):
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
-        return self._tiktoken.decode(ids)
-
-    def decode_bytes(self, ids):
-        """Bytes of token ids."""
-        return self._tiktoken.decode_bytes(ids)
-
-    def save(self, folder):
-        """Write vocab.json, merges.txt and tokenizer_config.json, which transformers' AutoTokenizer reads to the same ids."""
-        words = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
-        merges = []
-        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
-            if len(token) > 1:  # the two parts it was merged from: what BPE makes of it with the tokens before it
-                merges.append(" ".join("".join(_CHAR[b] for b in part) for part in _merge(token, self.ranks, rank)))
-        Path(folder, "vocab.json").write_text(json.dumps({**words, END: self.end}, ensure_ascii=False), encoding="utf-8")
-        Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-        about = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END,
-                 "add_prefix_space": False, "clean_up_tokenization_spaces": False}
-        Path(folder, "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
-
-    @classmethod
-    def open(cls, folder, vocab_size=None):
-        """Read vocab.json and merges.txt of a folder, or the tokenizer.json that transformers writes in their stead.
-
-        vocab_size: that of the folder's model, if it has one. Raises UserError that names file and field or line.
-        """
-        path, words, merges = _read_vocabulary(Path(folder))
-        try:
-            end = words.pop(END, None)
-            ranks = {bytes(_BYTE[c] for c in word): i for word, i in words.items()}
-            in_order = sorted(ranks.values()) == list(range(len(ranks))) and end == len(ranks)
-        except (KeyError, TypeError) as e:
-            raise UserError(f"{path}: not a GPT-2 vocabulary ({type(e).__name__}: {e})")
-        if not in_order or any(bytes([b]) not in ranks for b in range(256)):
-            raise UserError(f"{path}: ids are not 0 .. n with {END} last, or a byte is missing")
-        for i, (where, pair) in enumerate(merges, 256):
-            if len(pair) != 2 or not all(words.get(part, i) < i for part in pair) or words.get("".join(pair)) != i:
-                raise UserError(f"{where}: {' '.join(pair)!r} is not two tokens that make token {i} of {path.name}")
-        if len(ranks) != 256 + len(merges):
-            raise UserError(f"{path}: {len(ranks)} tokens, 256 bytes and {len(merges)} merges make {256 + len(merges)}")
-        if vocab_size not in (None, end + 1):
-            raise UserError(f"{path}: {end + 1} tokens, the model's config.json says {vocab_size}")
-        return cls(ranks)
-
-    @classmethod
-    def gpt2(cls):
-        """GPT-2's own 50,257 tokens, from tiktoken (downloaded once, or found through TIKTOKEN_CACHE_DIR)."""
-        try:
-            return cls(tiktoken.get_encoding("gpt2")._mergeable_ranks)
-        except Exception as e:  # requests' errors, which are no dependency of ours
-            raise UserError(f"GPT-2's vocabulary could not be downloaded ({type(e).__name__}): set TIKTOKEN_CACHE_DIR to "
-                            "tiktoken's cache, or --init to a folder with vocab.json and merges.txt")
-
-    @classmethod
-    def learn(cls, texts, vocab_size):
-        """Learn a byte-level BPE vocabulary (Sennrich et al. 2016) of at most `vocab_size` tokens from an iterable of str.
-
-        The most frequent pair of neighbouring tokens within a word becomes a token, again and again; ties go to the pair
-        that is first in byte order, so that the same texts give the same vocabulary. A newline is always a token of its
-        own, and so is a digit, but for the space before it. A token that can overlap itself (begins as it ends, "tot") is
-        not made: tiktoken and transformers would break such ties differently.
-        """
-        counts = Counter(word for text in texts for word in _WORDS.findall(text))
-        words = [([bytes([b]) for b in word.encode("utf-8", "replace")], n) for word, n in sorted(counts.items())]
-        ranks = {bytes([b]): i for i, b in enumerate(_BYTES)}
-        pairs, where = Counter(), defaultdict(set)  # how often each pair of neighbours occurs, and in which words
-        for k, (parts, n) in enumerate(words):
-            for pair in zip(parts, parts[1:]):
-                pairs[pair] += n
-                where[pair].add(k)
-        heap = [(-n, pair) for pair, n in pairs.items()]
-        heapq.heapify(heap)
-        while heap and len(ranks) < vocab_size - 1:
-            n, pair = heapq.heappop(heap)
-            if -n != pairs[pair] or n == 0:
-                continue  # an old count: the pair's present one is in the heap too
-            token = pair[0] + pair[1]
-            if token in ranks or re.search(rb"\n|[^ ][0-9]|[0-9].", token) or -n < 2 or _overlaps_itself(token):
-                continue
-            ranks[token] = len(ranks)
-            changed = set()
-            for k in where.pop(pair):
-                parts, count = words[k]
-                for old in zip(parts, parts[1:]):
-                    pairs[old] -= count
-                    changed.add(old)
-                parts[:] = _join(parts, pair)
-                for new in zip(parts, parts[1:]):
-                    pairs[new] += count
-                    where[new].add(k)
-                    changed.add(new)
-            for pair in changed:
-                heapq.heappush(heap, (-pairs[pair], pair))
-        return cls(ranks)
-
-
-def _read_vocabulary(folder):
-    """A folder's vocabulary: its path, {word: id}, and its merges, a list of (where it stands, [first, second])."""
-    path, merges_path = folder / "vocab.json", folder / "merges.txt"
-    if not path.exists() and (folder / "tokenizer.json").exists():
-        path, merges_path = folder / "tokenizer.json", None
-    try:
-        found = json.loads(_read_text(path))
-        if merges_path:
-            words = dict(found)
-        else:
-            model, pieces = found["model"], found["pre_tokenizer"]
-            if (model["type"], pieces["type"], pieces["add_prefix_space"], found["normalizer"]) != ("BPE", "ByteLevel", False, None):
-                raise ValueError("not byte-level BPE")
-            words = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
-            pairs = [pair.split(" ") if isinstance(pair, str) else [str(part) for part in pair] for pair in model["merges"]]
-            merges = [(f"{path}: field 'model.merges[{i}]'", pair) for i, pair in enumerate(pairs)]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path}: not a GPT-2 vocabulary ({type(e).__name__}: {e})")
-    if merges_path:
-        lines = _read_text(merges_path).removesuffix("\n").split("\n")
-        merges = [(f"{merges_path}:{i}", text.split(" ")) for i, text in enumerate(lines, 1)
-                  if i > 1 or not text.startswith("#version")]
-    return path, words, merges
-
-
-def _read_text(path):
-    """A file's text. Raises UserError that names it."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 at byte {e.start}")
-
-
-def _merge(token, ranks, below):
-    """Split `token` (bytes) by BPE with the tokens of rank < `below` alone; returns the list of parts."""
-    parts = [bytes([b]) for b in token]
-    while True:
-        rank, i = min(((ranks.get(a + b, below), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))), default=(below, 0))
-        if rank >= below:
-            return parts
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
-
-
-def _join(parts, pair):
-    """Replace each occurrence of the neighbours `pair` in a list by their concatenation, from the left."""
-    out, joined = [], False  # joined: the last of `out` has just been joined, and takes no part in another pair
-    for part in parts:
-        joined = bool(out) and not joined and (out[-1], part) == pair
-        if joined:
-            out[-1] += part
-        else:
-            out.append(part)
-    return out
-
-
-def _overlaps_itself(token):
-    return len(token) > 2 and any(token[:k] == token[-k:] for k in range(1, len(token)))
-
-
-# ---- the roles: which segments of a problem stand in the sequence, and which are learned -------------------------------
-
-# P problem, q sub-question, s solution, # the mark before the answer, a answer, . end of the sub-questions.
-# "#" is learned where the student itself must know that the answer is due; a solver is told, when no question is left.
 class Role(NamedTuple):
-    """How a problem is laid out for a role: kinds of segments, a letter each."""
-    step: str     # what each step adds to the sequence, after P
-    close: str    # what stands at the end
-    learned: str  # the segments under the loss
+    """How a problem is laid out for a role. Each kind of segment is a letter:
+
+    P problem, q sub-question, s solution, # the mark before the answer, a answer, . end of the sub-questions.
+    """
+    step: str   # what each step adds to the sequence, after P
+    close: str  # what stands at the end
+    loss: str   # the segments under the loss
 
 
+# "#" is under the loss where the student itself must decide that the answer is due. A solver is told: it is
+# given the mark when no sub-question is left.
 ROLES = {
     "answer": Role("", "#a", "a"),
     "cot": Role("s", "#a", "s#a"),
@@ -428,126 +67,198 @@ ROLES = {
     "solver": Role("qs", "#a", "sa"),
 }
 MARK = "####"  # GSM8K's mark before the final answer
+GUIDANCE = "steps", "equations"  # what the paper's guided decomposer may be told beside the problem
 
 
-def line(text):
-    """A problem, a sub-question or a solution as it stands in a sequence: on one line, with the line's end.
+# ---- rows in and out ---------------------------------------------------------------------------------------
 
-    It begins with a space, since GPT-2's tokens carry the space before them: so a name is the same token at the start of
-    a line and inside it, and a student can copy it as it stands.
+def read_rows(path):
+    """Read a file of JSON objects, one a line (JSONL) or all in one array. Empty lines are skipped.
+
+    Yields (where, row): "path:line" or "path, row n", and the object as a dict. Raises UserError.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}")
+    yield from parse_rows(content, path)
+
+
+NOT_JSON = {  # what a file of another kind begins with
+    b"\x1f\x8b": "compressed by gzip; unpack it first, with gunzip",
+    b"PAR1": "a Parquet file; export its rows as JSON lines first",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch that with: git lfs pull",
+    codecs.BOM_UTF16_LE: "UTF-16 text; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16 text; save it as UTF-8",
+}
+
+
+def parse_rows(content, path):
+    """As `read_rows`, from the file's bytes."""
+    for beginning, what in NOT_JSON.items():
+        if content.startswith(beginning):
+            raise UserError(f"{path}: {what}")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if content.lstrip().startswith(b"["):
+        for number, row in enumerate(_parse_json(content, path), 1):
+            yield _check_object(row, f"{path}, row {number}")
+        return
+    for number, text in enumerate(content.splitlines(), 1):  # bytes end lines at \n, \r and \r\n alone
+        if text.strip():
+            yield _check_object(_parse_json(text, f"{path}:{number}"), f"{path}:{number}")
+
+
+def _parse_json(text, where):
+    try:
+        return json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where}: not UTF-8 at byte {e.start} of it")
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where}: not JSON: {e}")
+
+
+def _check_object(row, where):
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
+    return where, row
+
+
+def check_problem(row, where, steps=True, answer=True):
+    """Raise UserError that names the field unless `row` is a problem as `read_problems` returns it."""
+    _check_text(row, "problem", where)
+    if answer or row.get("answer") is not None:
+        _check_text(row, "answer", where)
+    if not steps and not row.get("steps"):
+        return
+    if not isinstance(row.get("steps"), list) or not row["steps"]:
+        raise UserError(f"{where}: field 'steps' must be a list with at least one step")
+    for k, step in enumerate(row["steps"]):
+        if not isinstance(step, dict):
+            raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
+        _check_text(step, "question", where, f"steps[{k}].")
+        if answer:
+            _check_text(step, "solution", where, f"steps[{k}].")
+
+
+def _check_text(row, field, where, prefix=""):
+    if field not in row:
+        raise UserError(f"{where}: field '{prefix}{field}' is missing")
+    if not isinstance(row[field], str):
+        found = type(row[field]).__name__
+        raise UserError(f"{where}: field '{prefix}{field}' must be a string, found {found}")
+    if not row[field].strip():
+        raise UserError(f"{where}: field '{prefix}{field}' is empty")
+
+
+def read_problems(path, steps=True, answer=True):
+    """Read a file of problems strictly.
+
+    steps, answer: whether each row must have them. A problem to be solved and not scored needs neither, and its
+    sub-questions need no solutions. Returns a list of dicts as in the example at the top; other keys are kept.
+    Raises UserError that names file, line and field.
+    """
+    problems = []
+    for where, row in read_rows(path):
+        check_problem(row, where, steps, answer)
+        problems.append(row)
+    if not problems:
+        raise UserError(f"{path}: holds no problem")
+    return problems
+
+
+def to_jsonl(rows):
+    """Rows (dicts) as the bytes of a JSONL file. Half a surrogate pair, no UTF-8, is escaped."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_problems(path, problems):
+    """Write problems (dicts) to a JSONL file."""
+    Path(path).write_bytes(to_jsonl(problems))
+
+
+# ---- from a problem to a sequence of tokens ----------------------------------------------------------------
+
+def to_line(text):
+    """A problem, a sub-question or a solution as it stands in a sequence: " text\\n", on one line.
+
+    The space comes first because GPT-2's tokens carry the space before them: a name is then the same token at
+    the start of a line and inside it, and a student can copy it as it stands.
     """
     return f" {' '.join(text.split())}\n"
 
 
-GUIDANCE = "steps", "equations"
+def guidance_text(problem, guidance):
+    """The paper's guidance: what a decomposer is told beside the problem.
 
-
-def guide(problem, guidance):
-    """The paper's guidance, told to a student that asks sub-questions before it asks any: how many steps ("3") or which
-    equations ("48/2=24, 24+17=41") to expect. That of the problem's own steps, unless it brings one as "guide"."""
+    guidance "steps": how many sub-questions to ask, "2"; "equations": which ones, "3+2, 3+5". They are taken
+    from the problem's own solutions unless it has a text of its own under "guide".
+    """
     if "guide" in problem:
         return str(problem["guide"])
     if guidance == "steps":
         return str(len(problem["steps"]))
-    return ", ".join(equation for step in problem["steps"] for equation in re.findall("<<(.*?)>>", step["solution"]))
+    solutions = " ".join(step["solution"] for step in problem["steps"])
+    return ", ".join(re.findall("<<(.*?)>>", solutions))
 
 
 def problem_prompt(problem, guidance=None):
-    """What a problem's sequence begins with, a list of texts: its line and, with `guidance` (one of GUIDANCE), that of `guide`."""
-    return [line(problem["problem"])] + ([line(guide(problem, guidance))] if guidance else [])
+    """The texts that a sequence begins with: the problem's line, and with `guidance` that of the guidance."""
+    return [to_line(problem["problem"])] + ([to_line(guidance_text(problem, guidance))] if guidance else [])
 
 
 def segments(problem, role, guidance=None):
-    """Lay a problem out for a role: a list of (text, learned) in order; text None is the token <|endoftext|>.
+    """Lay a problem out for a role: a list of (text, in_loss) in order. The text None is the token
+    <|endoftext|>.
 
-    An answer ends in <|endoftext|>, every other segment in a newline, so that whoever writes knows when to stop.
+    An answer ends in <|endoftext|>, every other segment in a newline: so a student learns when to stop.
     """
-    step, close, learned = ROLES[role]
-    text = {"#": MARK, "a": f" {' '.join(problem['answer'].split())}", ".": None}
-    laid_out = [(part, False) for part in problem_prompt(problem, guidance)]
-    for one in problem["steps"]:
-        text |= {"q": line(one["question"]), "s": line(one["solution"])}
-        laid_out += [(text[kind], kind in learned) for kind in step]
-    laid_out += [(text[kind], kind in learned) for kind in close]
-    return laid_out + [(None, True)] if close.endswith("a") else laid_out
-
-
-def learn_tokenizer(problems, vocab_size=1024):
-    """The vocabulary of students from scratch: learned from the first 20,000 of their training problems, in seconds."""
-    return Tokenizer.learn((text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text), vocab_size)
-
-
-def recitations(problems, tokenizer, count, seed):
-    """Exercises in copying, and in finding a number by its name, that a student without pretraining meets among the problems.
-
-    Each is made of the problems' own solutions and laid out as `segments` does: the closing statements of 4 to 8 of them,
-    as far as their first number ("Carl has 131."), then, learned, the same once more as it was and twice in other orders. A
-    problem asks once in a while for a number that stands far back; here one stands in every eight tokens. Names are drawn evenly,
-    so that rare ones (made-up ones) are the most: they have several tokens, and can only be copied. In every other name a word
-    gives way to one to three of the vocabulary's tokens, drawn evenly: else those that BPE made on the way to longer ones,
-    " Ann" before " Anna", would be learned nowhere. Returns `count` lists of (text, learned), the same for the same seed;
-    none if fewer than 8 names have a number.
-    """
-    if not count:
-        return []
-    numbers = defaultdict(list)  # what a statement is found by, " Carl has": its numbers, [" 131.", ...]
-    for problem in problems:
-        for step in problem["steps"]:
-            closing = re.split(r"(?<=[.!?]) ", re.sub("<<.*?>>", "", line(step["solution"])).strip())[-1].strip()
-            if (number := re.search(r" ?\d[\d.,]*", closing)) and number.start():
-                numbers[" " + closing[:number.start()]].append(number[0].rstrip(".,") + ".")
-    rng, names, exercises = random.Random(seed), list(numbers), []
-    pieces = [piece for i in range(tokenizer.end) if (piece := tokenizer.decode([i]).strip()).isalpha()]
-
-    def reworded(name):
-        words = name.split()
-        words[rng.randrange(len(words))] = "".join(rng.choices(pieces, k=rng.randint(1, 3)))
-        return f" {' '.join(words)}"
-
-    while len(exercises) < count and len(names) >= 8:
-        told = {name if rng.random() < 0.5 else reworded(name): rng.choice(numbers[name])
-                for name in rng.sample(names, rng.randint(4, 8))}
-        rounds = [list(told), list(told), *(rng.sample(list(told), len(told)) for _ in range(2))]
-        exercises.append([(text, k > 0) for k, one in enumerate(rounds) for name in one for text in (name, told[name])])
-    return exercises
+    step_kinds, close_kinds, loss_kinds = ROLES[role]
+    text_of = {"#": MARK, "a": f" {' '.join(problem['answer'].split())}", ".": None}
+    parts = [(text, False) for text in problem_prompt(problem, guidance)]
+    for step in problem["steps"]:
+        text_of |= {"q": to_line(step["question"]), "s": to_line(step["solution"])}
+        parts += [(text_of[kind], kind in loss_kinds) for kind in step_kinds]
+    parts += [(text_of[kind], kind in loss_kinds) for kind in close_kinds]
+    return parts + [(None, True)] if close_kinds.endswith("a") else parts
 
 
 def encode_problems(problems, role, tokenizer, guidance=None):
-    """Sequences for a role, as of `encode`."""
-    return encode([segments(problem, role, guidance) for problem in problems], tokenizer)
+    """The sequences of problems for a role, as `encode_segments` returns them."""
+    return encode_segments([segments(problem, role, guidance) for problem in problems], tokenizer)
 
 
-def encode(laid_out, tokenizer):
-    """Sequences of `segments` or `recitations`: a list of (ids, learned), numpy arrays of int32 and bool of one length each.
+def encode_segments(laid_out, tokenizer):
+    """Encode lists of segments. Returns a list of (ids, loss_mask), numpy arrays of int32 and bool.
 
     Segments are encoded one by one, so that training and decoding see the same token boundaries.
     """
-    texts = list(dict.fromkeys(text for one in laid_out for text, _ in one if text is not None))
-    ids = dict(zip(texts, tokenizer.encode_all(texts))) | {None: [tokenizer.end]}
+    texts = list(dict.fromkeys(text for parts in laid_out for text, _ in parts if text is not None))
+    ids_of = dict(zip(texts, tokenizer.encode_batch(texts))) | {None: [tokenizer.end]}
     sequences = []
-    for one in laid_out:
-        parts = [ids[text] for text, _ in one]
-        learned = np.repeat([mask for _, mask in one], [len(part) for part in parts])
-        sequences.append((np.concatenate(parts).astype(np.int32), learned))
+    for parts in laid_out:
+        ids = [ids_of[text] for text, _ in parts]
+        loss_mask = np.repeat([in_loss for _, in_loss in parts], [len(part) for part in ids])
+        sequences.append((np.concatenate(ids).astype(np.int32), loss_mask))
     return sequences
 
 
 def fits(sequence, block_size):
-    """Whether a sequence of `encode` fits into the block: every token but the last is read."""
+    """Whether a sequence fits into the block: every token but the last is read."""
     return len(sequence[0]) <= block_size + 1
 
 
-# ---- batches -----------------------------------------------------------------------------------------------------------
+# ---- batches -----------------------------------------------------------------------------------------------
 
-WINDOW = 4096  # sequences sorted by length at a time: long enough for little padding, short against an epoch
+WINDOW = 4096  # sequences sorted by length at a time: enough for little padding, few against an epoch
 
 
 def plan_batches(lengths, batch_tokens, rng):
     """One epoch's batches: a list of lists of sequence indices, each index once.
 
-    A batch holds at most `batch_tokens` tokens, padding included (one sequence at least). Sequences of like length meet:
-    a random order is cut into windows, each sorted by length and cut into batches; the batches are shuffled. `rng` is a
-    numpy Generator.
+    A batch holds at most `batch_tokens` tokens, padding included, but at least one sequence. Sequences of
+    about equal length meet: a random order is cut into windows, each is sorted by length and cut into
+    batches, and the batches are shuffled. rng: a numpy Generator.
     """
     lengths = np.asarray(lengths)
     order = rng.permutation(len(lengths))
@@ -564,24 +275,605 @@ def plan_batches(lengths, batch_tokens, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def make_batch(sequences, text_weight=0.0, device="cpu"):
-    """Pad sequences on the right into tensors for next-token learning.
+def make_batch(sequences, prompt_loss_weight=0.0, device="cpu"):
+    """Pad sequences of (ids, loss_mask) on the right into tensors for next-token prediction.
 
-    sequences: list of (ids, learned). Returns ids (B, T) int64; `at` (N,) int64, the positions of the flattened (B * T)
-    batch whose next token is under the loss; targets (N,) int64, those tokens; weights (N,) float32: 1 where the token is
-    learned, text_weight elsewhere (positions of weight 0 are left out).
+    Returns
+      ids (B, T) int64;
+      loss_positions (N,) int64: where in the flattened (B * T) batch the next token is under the loss;
+      targets (N,) int64: those next tokens;
+      weights (N,) float32: 1 where the loss mask is true, prompt_loss_weight elsewhere. Weight 0 is left out.
     """
     T = max(len(ids) for ids, _ in sequences) - 1
     B = len(sequences)
     ids, targets = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
     weights = np.zeros((B, T), np.float32)
-    for row, (sequence, learned) in enumerate(sequences):
+    for row, (sequence, loss_mask) in enumerate(sequences):
         n = len(sequence) - 1
         ids[row, :n], targets[row, :n] = sequence[:-1], sequence[1:]
-        weights[row, :n] = np.where(learned[1:], 1.0, text_weight)
-    at = np.flatnonzero(weights)
-    batch = ids, at, targets.reshape(-1)[at], weights.reshape(-1)[at]
-    tensors = [torch.from_numpy(x) for x in batch]
+        weights[row, :n] = np.where(loss_mask[1:], 1.0, prompt_loss_weight)
+    loss_positions = np.flatnonzero(weights)
+    arrays = ids, loss_positions, targets.reshape(-1)[loss_positions], weights.reshape(-1)[loss_positions]
+    tensors = [torch.from_numpy(array) for array in arrays]
     if torch.device(device).type == "cuda":
-        tensors = [x.pin_memory() for x in tensors]  # copied by the GPU itself, while the CPU goes on
-    return tuple(x.to(device, non_blocking=True) for x in tensors)
+        tensors = [tensor.pin_memory() for tensor in tensors]  # copied while the CPU goes on
+    return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+
+
+# ---- answers: numbers as people write them -----------------------------------------------------------------
+
+# "1,234.50" or ".5": a comma groups three digits, or it is no part of a number
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_FRACTION = r"\d+/\d+"
+_SIGN = r"(?:[-+]?[$€£]?|[$€£][-+])"
+_NUMBER = (rf"(?P<sign>{_SIGN})"
+           rf"(?:(?P<whole>\d+)\s+(?P<mixed>{_FRACTION})|(?P<fraction>{_FRACTION})|(?P<plain>{_UNSIGNED}))")
+_WHOLE_TEXT = re.compile(rf"{_NUMBER}\.?\s?%?", re.ASCII)
+# in a text a sign belongs to a number only if no operand stands before it: "-5 degrees", but not "10-5"
+_IN_TEXT = re.compile(rf"(?<![\w.])(?:(?<![)\]%])|(?=[^-+])){_NUMBER}(?!/?\d)", re.ASCII)
+_LONGEST_NUMBER = 1000  # characters: Python refuses to convert digits without end
+
+
+def _plain_text(text):
+    """Spell signs, digit groups and fractions in ASCII: "-5", "12000", "1/2"."""
+    text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",")
+    text = text.translate({0x2212: "-", 0x2013: "-"})  # the minus sign and the en dash
+    text = re.sub(r"(?<=\d)(?:[\u00a0\u2009\u202f]|\\,)(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}", r" \1/\2", text)
+    # U+00BD is compatible with 1, U+2044 (fraction slash), 2
+    return re.sub("[\u00bc-\u00be\u2150-\u215e]",
+                  lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
+
+
+def _value(match):
+    """The Fraction of a match of _NUMBER; None for one that divides by zero or has too many digits."""
+    if len(match[0]) > _LONGEST_NUMBER:
+        return None
+    try:
+        if match["plain"]:
+            value = Fraction(match["plain"].replace(",", ""))
+        else:
+            value = Fraction(match["mixed"] or match["fraction"]) + int(match["whole"] or 0)
+    except ZeroDivisionError:
+        return None
+    return -value if "-" in match["sign"] else value
+
+
+def parse_number(text):
+    """The Fraction that a text is, if it is one number as people write it; None if it is not.
+
+    Read are "70,000", "70000.0", "$70,000", "-5", "+7", "1/2", "1 1/2", "50%" (as 50: the sign is a unit),
+    the minus sign U+2212, digit groups with narrow or no-break spaces, vulgar fractions and LaTeX's
+    \\frac{1}{2}.
+    """
+    match = _WHOLE_TEXT.fullmatch(_plain_text(text).strip())
+    return match and _value(match)
+
+
+def numbers_in(text):
+    """The numbers (Fractions) in a text, in order. A minus sign counts where it is no subtraction."""
+    values = (_value(match) for match in _IN_TEXT.finditer(_plain_text(text)))
+    return [value for value in values if value is not None]
+
+
+YES_NO = {"true": "yes", "false": "no"}
+
+
+def same_answer(a, b):
+    """Whether two answers (str) are equal: as numbers if both are, else as words ("Yes." and "true" are)."""
+    numbers = parse_number(a), parse_number(b)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    a, b = (text.strip().rstrip(".").casefold() for text in (a, b))
+    return YES_NO.get(a, a) == YES_NO.get(b, b)
+
+
+# ---- answers: the calculator -------------------------------------------------------------------------------
+
+LONGEST_EXPRESSION = 100  # characters
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+              ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
+
+
+def calculate(expression):
+    """The value (str) of an expression of + - * / // ( ), decimals, percent and thousands commas.
+
+    calculate("3*(4+1.5)") is "16.5". Exact up to four decimal places ("0.125"), otherwise rounded to two
+    ("33.33"), as in GSM8K. None if the text is no expression, divides by zero or has over 100 characters.
+    """
+    text = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""),
+                  _plain_text(expression).replace("$", "").strip())
+    if len(text) > LONGEST_EXPRESSION or not re.fullmatch(r"[-+*/().%\d\s]+", text, re.ASCII):
+        return None
+    text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)  # Python has no 05 and no 5%
+    text = re.sub(r"(\d+\.?\d*|\.\d+)%", r"(\1/100)", text)
+    try:
+        return _format(_evaluate(ast.parse(text, mode="eval").body))
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return None
+
+
+def _evaluate(node):
+    """The Fraction of a syntax tree of Python; ValueError if there is more in it than arithmetic."""
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return Fraction(str(node.value))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_evaluate(node.operand))
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return Fraction(_OPERATORS[type(node.op)](_evaluate(node.left), _evaluate(node.right)))
+    raise ValueError("no arithmetic")
+
+
+def _format(value):
+    """A Fraction in decimals: exact where four places suffice, else rounded to two."""
+    places = 4 if (value * 10 ** 4).denominator == 1 else 2
+    whole, decimals = divmod(abs(round(value * 10 ** places)), 10 ** places)
+    decimals = f"{decimals:0{places}d}".rstrip("0")
+    sign = "-" if value < 0 and (whole or decimals) else ""
+    return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+
+
+def calculator_result(line):
+    """What the calculator adds to a line (bytes) that a student has just written up to "<<3*4=": the str
+    "12>>".
+
+    None where no annotation is open or its expression has no value.
+    """
+    _, opened, expression = line.rpartition(b"<<")
+    if not opened or not expression.endswith(b"="):
+        return None
+    result = calculate(expression[:-1].decode("utf-8", "replace"))
+    return result and result + ">>"
+
+
+# ---- answers: the equations of an annotated solution -------------------------------------------------------
+
+ANNOTATION = re.compile(r"<<([^<>]*?)=([^<>=]*)>>")  # GSM8K's calculator annotation, <<3*4=12>>
+# an equation in running text, "3 x 4 = $12", but not the end of a longer expression ("2^3*4", "1 1/2*4")
+_EQUATION = re.compile(
+    rf"(?<![\w.,:)^%*/+=-])(?<![*/+=\d-] )(\$?(?:{_UNSIGNED})(?:\s*[-+*/x×÷]\s*\$?(?:{_UNSIGNED}))+)"
+    rf"\s*=\s*(\$?)(-?\$?{_UNSIGNED})(?!,?\d|\.\d)", re.ASCII)
+# its result is not the whole value where this follows: "= 3 1/2", "= 2 remainder 2", "= 3.33...", "= 75%"
+_GOES_ON = re.compile(
+    r"\s*[-+*/x×÷%^≈¼-¾⅐-⅞]|\.\.|…|\s*\d|\s*and (?:an? (?:half|third|quarter)|\d+/\d)"
+    r"|,?\s*r(?:em(?:ainder)?)?\.?\s*(?:of )?\d"
+    r"|,?\s*(?:with|and) (?:a remainder|\d+ (?:left|remaining|over))", re.I)
+
+
+def equation_holds(expression, result):
+    """Whether the calculator's value of `expression` is `result` (both str), which may be rounded to two
+    places or more, or to as many as it has."""
+    value = calculate(expression)
+    if value is None or same_answer(value, result):
+        return value is not None
+    places = re.search(r"\.(\d+)\s*$", result)
+    number = parse_number(result)
+    if number is None or not places:
+        return False
+    return abs(Fraction(value) - number) <= Fraction(1, 10 ** min(2, len(places[1])))
+
+
+def invalid_annotations(solution):
+    """Yield what is wrong with each calculator annotation of a solution, in words."""
+    found = ANNOTATION.findall(solution)
+    if not len(found) == solution.count("<<") == solution.count(">>"):
+        yield "a broken annotation <<...=...>>"
+    for result, said in re.findall(rf"=([^<>=]*)>>\$?({_UNSIGNED})(?![\d,]*\d|/\d)", solution, re.ASCII):
+        if not equation_holds(result, said):
+            yield f"<<...={result}>> stands before {said}"
+    for expression, result in found:
+        if not equation_holds(expression, result):
+            yield (f"<<{expression}={result}>> does not compute: "
+                   f"the calculator says {calculate(expression) or 'nothing'}")
+
+
+def annotate_equations(solution):
+    """The solution with a calculator annotation in each plain equation: "3 x 4 = $12" becomes "3 x 4 =
+    $<<3*4=12>>12".
+
+    Students learn to call the calculator from annotations alone, and not every teacher writes them. Those
+    that are there stay. What is not certainly an equation, such as "10/4 = 2 remainder 2", stays without one.
+    Raises ValueError for an equation that does not compute.
+    """
+    def annotate(match):
+        if _GOES_ON.match(match.string, match.end()):
+            return match[0]
+        expression, _, result = match.groups()
+        terms = re.sub("[x×]", "*", re.sub(r"[\s,$]", "", expression)).replace("÷", "/")
+        value = re.sub("[,$]", "", result)
+        if not equation_holds(terms, value):
+            raise ValueError(f"{match[0]} does not compute")
+        return f"{match[0].removesuffix(result)}<<{terms}={value}>>{result}"
+
+    parts = re.split(r"(<<[^<>]*>>)", solution)
+    return "".join(part if part.startswith("<<") else _EQUATION.sub(annotate, part) for part in parts)
+
+
+def states_answer(solution, answer):
+    """Whether a solution says the answer: a number as one of its numbers, else in these very words."""
+    said = ANNOTATION.sub(r" \2 ", solution)
+    number = parse_number(answer)
+    if number is not None:
+        return number in numbers_in(said)
+    word = answer.strip().rstrip(".")
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said, re.I) is not None
+
+
+def matches_answer(said, answer):
+    """Whether what a teacher's reply gives as its final answer is the known one.
+
+    Its number stands behind the last "=", before any bracket, and is the only one there: "m+n = 2+3 = 5",
+    "12 apples (3 boxes of 4)". Its yes or no is the first word or follows "answer is": "No - it sinks".
+    """
+    if same_answer(said, answer):
+        return True
+    core = re.split(r"[(\[]", said.rpartition("=")[2].strip())[0]
+    core = re.sub(r"^.*\banswer is:?\s*", "", core, flags=re.I | re.S).strip()
+    number = parse_number(answer)
+    if number is not None:
+        first_clause = re.split(r"[,.;:!](?!\d)", core)[0]
+        return any(numbers_in(text) == [number] for text in (first_clause, core))
+    first_words = re.split(r"\s*[,.;:!–—]|\s-", core)[0]
+    return same_answer(first_words, answer) or same_answer(core, answer)
+
+
+# ---- the tokenizer: GPT-2's byte-level BPE, run by tiktoken ------------------------------------------------
+
+# GPT-2's pre-tokenisation (Radford et al. 2019): contractions, words, numbers and signs, each with the space
+# before it
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+END = "<|endoftext|>"
+
+# the same for Python's `re`, near enough to learn from: what it splits elsewhere is never merged when a text
+# is encoded
+_WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
+
+# tokens that are never made: a newline with anything, and digits, but for a space before the first
+_UNWANTED = re.compile(rb"\n|[^ ][0-9]|[0-9].")
+
+# GPT-2's files write a byte as a printable character: itself where it is one, else the next of 256, 257, ...
+_printable = [ord(char) for char in map(chr, range(256)) if char.isprintable() and char != " "]
+_BYTES = _printable + [b for b in range(256) if b not in _printable]  # the order of GPT-2's first 256 ids
+_CHAR = {b: chr(b) if b in _printable else chr(256 + i - len(_printable)) for i, b in enumerate(_BYTES)}
+_BYTE = {char: b for b, char in _CHAR.items()}
+
+# the two files that tiktoken keeps of GPT-2, with the names that its cache gives them and their SHA-256
+_GPT2_FILES = {
+    "vocab.bpe": ("6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+                  "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    "encoder.json": ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+                     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+}
+
+
+class Tokenizer:
+    """Text to token ids and back. `end` is the id of <|endoftext|>, the last of `vocab_size`."""
+
+    def __init__(self, ranks):
+        """ranks: {token as bytes: id}, ids 0 .. n-1 in the order in which BPE learned them."""
+        self.ranks = ranks
+        self.end = len(ranks)
+        self.vocab_size = self.end + 1
+        self._tiktoken = tiktoken.Encoding("gpt2-like", pat_str=PATTERN, mergeable_ranks=ranks,
+                                           special_tokens={END: self.end})
+
+    def encode(self, text):
+        """Token ids of `text`, a list of int. <|endoftext|> in a text is text like any other."""
+        return self._tiktoken.encode_ordinary(text)
+
+    def encode_batch(self, texts):
+        """Token ids of many texts, a list of lists, by all cores."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def decode(self, ids):
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._tiktoken.decode(ids)
+
+    def decode_bytes(self, ids):
+        """Bytes of token ids."""
+        return self._tiktoken.decode_bytes(ids)
+
+    def save_pretrained(self, folder):
+        """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them to the same ids."""
+        words = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
+        merges = []
+        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+            if len(token) > 1:  # it was merged from what BPE makes of it with the tokens before it
+                parts = _split_by_bpe(token, self.ranks, rank)
+                merges.append(" ".join("".join(_CHAR[b] for b in part) for part in parts))
+        config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END,
+                  "add_prefix_space": False, "clean_up_tokenization_spaces": False}
+        for name, text in (("vocab.json", json.dumps({**words, END: self.end}, ensure_ascii=False)),
+                           ("merges.txt", "\n".join(["#version: 0.2", *merges, ""])),
+                           ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
+            Path(folder, name).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder, vocab_size=None):
+        """Read vocab.json and merges.txt of a folder, or the tokenizer.json that transformers writes instead.
+
+        vocab_size: that of the folder's model, if it has one. Raises UserError that names the file.
+        """
+        path, words, merges = _read_vocabulary(Path(folder))
+        tokens = [*(_CHAR[b] for b in _BYTES), *("".join(pair) for pair in merges), END]
+        if words != {token: i for i, token in enumerate(tokens)}:
+            raise UserError(f"{path}: not the vocabulary of its merges: 256 bytes, {len(merges)} merges in "
+                            f"order, then {END}")
+        if vocab_size not in (None, len(tokens)):
+            raise UserError(f"{path}: {len(tokens)} tokens, the model's config.json says {vocab_size}")
+        return cls({bytes(_BYTE[char] for char in token): i for i, token in enumerate(tokens[:-1])})
+
+    @classmethod
+    def gpt2(cls):
+        """GPT-2's own 50,257 tokens, from tiktoken (downloaded once, or found through TIKTOKEN_CACHE_DIR)."""
+        if cache := os.environ.get("TIKTOKEN_CACHE_DIR"):
+            problem = _check_tiktoken_cache(Path(cache))
+        else:
+            problem = ("set TIKTOKEN_CACHE_DIR to tiktoken's cache, "
+                       "or --init to a folder with vocab.json and merges.txt")
+        try:
+            return cls(tiktoken.get_encoding("gpt2")._mergeable_ranks)
+        except Exception as e:  # whatever the download fails with
+            raise UserError(f"GPT-2's vocabulary could not be downloaded ({type(e).__name__}): {problem}")
+
+    @classmethod
+    def train(cls, texts, vocab_size):
+        """Learn a byte-level BPE vocabulary (Sennrich et al. 2016) of at most `vocab_size` tokens from texts.
+
+        The most frequent pair of neighbouring tokens within a word becomes a token, again and again. Ties go
+        to the pair that is first in byte order, so the same texts give the same vocabulary. A newline is
+        always a token of its own, and so is a digit, but for the space before it. A token that can overlap
+        itself (begins as it ends, "tot") is not made: tiktoken and transformers would break such ties
+        differently.
+        """
+        counts = Counter(word for text in texts for word in _WORDS.findall(text))
+        words = [([bytes([b]) for b in word.encode("utf-8", "replace")], n)
+                 for word, n in sorted(counts.items())]
+        ranks = {bytes([b]): i for i, b in enumerate(_BYTES)}
+        pair_counts, words_with = Counter(), defaultdict(set)  # of each pair of neighbours
+        for k, (parts, n) in enumerate(words):
+            for pair in zip(parts, parts[1:]):
+                pair_counts[pair] += n
+                words_with[pair].add(k)
+        heap = [(-n, pair) for pair, n in pair_counts.items()]
+        heapq.heapify(heap)
+        while heap and len(ranks) < vocab_size - 1:
+            n, pair = heapq.heappop(heap)
+            if -n != pair_counts[pair] or n == 0:
+                continue  # an old count: the pair's present one is in the heap too
+            token = pair[0] + pair[1]
+            if token in ranks or -n < 2 or _UNWANTED.search(token) or _overlaps_itself(token):
+                continue
+            ranks[token] = len(ranks)
+            changed = set()
+            for k in words_with.pop(pair):
+                parts, n_words = words[k]
+                for old in zip(parts, parts[1:]):
+                    pair_counts[old] -= n_words
+                    changed.add(old)
+                parts[:] = _join_pair(parts, pair)
+                for new in zip(parts, parts[1:]):
+                    pair_counts[new] += n_words
+                    words_with[new].add(k)
+                    changed.add(new)
+            for pair in changed:
+                heapq.heappush(heap, (-pair_counts[pair], pair))
+        return cls(ranks)
+
+
+def train_tokenizer(problems, vocab_size=1024):
+    """The vocabulary of students from scratch: learned from the first 20,000 training problems."""
+    texts = (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text)
+    return Tokenizer.train(texts, vocab_size)
+
+
+def _check_tiktoken_cache(cache):
+    """What keeps tiktoken from using its cache, in words; to be asked before it deletes a damaged file."""
+    for name, (cached_name, sha256) in _GPT2_FILES.items():
+        path = cache / cached_name
+        if not path.is_file():
+            return f"{path} is missing; it is GPT-2's {name} under the name that tiktoken's cache gives it"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            return f"{path} is damaged: it is not GPT-2's {name} (its SHA-256 differs)"
+    return f"TIKTOKEN_CACHE_DIR={cache} holds both files undamaged"
+
+
+def _read_vocabulary(folder):
+    """A folder's vocabulary: its path, {token: id}, and its merges, a list of pairs of tokens."""
+    path = folder / "vocab.json"
+    if not path.exists() and (folder / "tokenizer.json").exists():
+        path = folder / "tokenizer.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "vocab.json":
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+            lines = lines[1:] if lines[0].startswith("#version") else lines
+            return path, dict(found), [line.split(" ") for line in lines if line]
+        model, splitter = found["model"], found["pre_tokenizer"]
+        kind = model["type"], splitter["type"], splitter["add_prefix_space"], found["normalizer"]
+        if kind != ("BPE", "ByteLevel", False, None):
+            raise ValueError("not byte-level BPE")
+        words = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+        return path, words, [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    except OSError as e:
+        raise UserError(f"{e.filename}: {e.strerror}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path}: not a GPT-2 vocabulary ({type(e).__name__}: {e})")
+
+
+def _split_by_bpe(token, ranks, below):
+    """Split `token` (bytes) by BPE with the tokens of rank < `below` alone; returns the list of parts."""
+    parts = [bytes([b]) for b in token]
+    while True:
+        pairs = enumerate(zip(parts, parts[1:]))
+        rank, i = min(((ranks.get(a + b, below), i) for i, (a, b) in pairs), default=(below, 0))
+        if rank >= below:
+            return parts
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+
+def _join_pair(parts, pair):
+    """Replace each occurrence of the neighbours `pair` in a list by their concatenation, from the left."""
+    joined, i = [], 0
+    while i < len(parts):
+        if tuple(parts[i:i + 2]) == pair:
+            joined.append(pair[0] + pair[1])
+            i += 2
+        else:
+            joined.append(parts[i])
+            i += 1
+    return joined
+
+
+def _overlaps_itself(token):
+    return len(token) > 2 and any(token[:k] == token[-k:] for k in range(1, len(token)))
+
+
+# ---- synthetic copy examples: what stands in the place of pretraining --------------------------------------
+
+_STATEMENTS = 4, 8  # in an example
+_STATEMENT = re.compile(r"(?P<name>.+?)(?P<number> ?\d[\d.,]*)")
+
+
+def copy_examples(problems, tokenizer, count, seed):
+    """Synthetic examples of copying, and of recalling a number by its name, for students without pretraining.
+
+    One example, made of statements from the problems' own solutions; what is in capitals is under the loss:
+
+        Carl has 131. Each friend of Ann gets 12. CARL HAS 131. EACH FRIEND OF ANN GETS 12. EACH FRIEND ...
+        CARL ...
+
+    It says 4 to 8 statements, then the same once more in order and twice in other orders. A problem asks once
+    in a while for a number that stands far back; here one stands in every eight tokens. Names are sampled
+    uniformly, so that rare ones (made-up ones) are the most: they have several tokens and can only be copied.
+    In every other name a word gives way to one to three of the vocabulary's tokens, sampled uniformly:
+    otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would be learned nowhere.
+
+    Returns `count` lists of segments, the same for the same seed; none if fewer than 8 names have a number.
+    """
+    if not count:
+        return []
+    numbers_of = defaultdict(list)  # name of a statement, " Carl has": its numbers, [" 131.", ...]
+    for problem in problems:
+        for step in problem["steps"]:
+            text = re.sub("<<.*?>>", "", to_line(step["solution"])).strip()
+            last_sentence = re.split(r"(?<=[.!?]) ", text)[-1].strip()
+            if match := _STATEMENT.match(last_sentence):
+                numbers_of[" " + match["name"]].append(match["number"].rstrip(".,") + ".")
+    rng, names = random.Random(seed), list(numbers_of)
+    pieces = [piece for i in range(tokenizer.end) if (piece := tokenizer.decode([i]).strip()).isalpha()]
+
+    def replace_a_word(name):
+        words = name.split()
+        words[rng.randrange(len(words))] = "".join(rng.choices(pieces, k=rng.randint(1, 3)))
+        return f" {' '.join(words)}"
+
+    examples = []
+    while len(examples) < count and len(names) >= _STATEMENTS[1]:
+        statements = {name if rng.random() < 0.5 else replace_a_word(name): rng.choice(numbers_of[name])
+                      for name in rng.sample(names, rng.randint(*_STATEMENTS))}
+        in_order = list(statements)
+        rounds = [in_order, in_order, *(rng.sample(in_order, len(in_order)) for _ in range(2))]
+        examples.append([(text, k > 0) for k, order in enumerate(rounds)
+                         for name in order for text in (name, statements[name])])
+    return examples
+
+
+# ---- helpers of the scripts: errors, flags, devices, files -------------------------------------------------
+
+class UserError(Exception):
+    """Something the user can fix, in one line. status: of the exit, 1, or 2 for bad usage."""
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but bad usage is a UserError: one line, status 2."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see: {self.prog} --help)", 2)
+
+
+def whole_number(low):
+    """An argparse type: a whole number from `low`."""
+    def parse(text):
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {low}")
+        return int(text)
+    return parse
+
+
+def number(low, high=math.inf, above=False):
+    """An argparse type: a finite number from `low` to `high`; above: more than `low`."""
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high) or above and value == low:
+            upto = "" if high == math.inf else f" to {high:g}"
+            least = f"{'above' if above else 'from'} {low:g}"
+            raise argparse.ArgumentTypeError(f"{text} is no number {least}{upto}")
+        return value
+    return parse
+
+
+def run_script(main):
+    """Run a script's main(): a user's error ends in one line and its status, a bug keeps its traceback."""
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # show what the terminal has no characters for
+        main()
+        sys.stdout.flush()
+    except UserError as e:
+        _exit_with(e, e.status)
+    except BrokenPipeError:  # the reader of our output has left: python infer.py ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as e:
+        _exit_with(f"{e.filename}: {e.strerror}" if e.filename else e, 1)
+    except KeyboardInterrupt:
+        _exit_with("stopped", 130)
+
+
+def _exit_with(message, status):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def get_device(name=None):
+    """The torch.device of that name, by default a GPU if there is one. Raises UserError (status 2)."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device {name}: {str(e).splitlines()[0]}", 2)
+
+
+@contextlib.contextmanager
+def atomic_write(folder):
+    """A temporary folder whose files replace those of `folder` when the block ends well, each at once.
+
+    If the block fails, `folder` stays as it was. Raises UserError that names it, for example on a full disk.
+    """
+    folder = Path(folder)
+    temporary = folder / ".writing"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        paths = sorted(temporary.iterdir())
+        for path in paths:
+            with open(path, "rb+") as f:
+                os.fsync(f.fileno())  # on the disk before the first is renamed
+        for path in paths:
+            os.replace(path, folder / path.name)
+    except OSError as e:
+        raise UserError(f"{folder}: {e.strerror or e}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

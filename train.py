@@ -1,8 +1,12 @@
-"""Train one student: python train.py --role solver, python train.py --role decomposer.
+"""Train one student: python train.py --role solver, then --role decomposer --init runs/solver.
 
-One screen of set-up (main, at the end), then the loop (train), read from top to bottom. The student's folder is a Hugging
-Face GPT-2 folder: config.json, model.safetensors, vocab.json, merges.txt; beside them student.json (its role), log.jsonl and
-curve.svg. Its folder last/ holds the student as it was last kept, and in trainer.pt what --resume goes on from.
+The loop is the function `train`, in the middle: what it calls stands before it (optimizers, loss, ranks) and
+behind it (data, log, checkpoints). `main`, at the end, is a run's table of contents. What a run leaves:
+
+    runs/solver/         the best student so far, a Hugging Face GPT-2 folder (config.json, ...)
+        student.json     its role, and how far it was trained
+        log.jsonl        losses over the steps, drawn in curve.svg
+        last/            the latest student, and in trainer.pt what --resume needs
 """
 import contextlib
 import hashlib
@@ -10,12 +14,13 @@ import json
 import math
 import os
 import pickle
+import re
 import shlex
+import shutil
 import signal
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,68 +31,132 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import GUIDANCE, ROLES, Parser, Tokenizer, UserError, encode, encode_problems, find_device, fits, learn_tokenizer, make_batch, \
-    plan_batches, read_problems, recitations, run, written_aside
-from model import GPT, PUBLISHED, GPTConfig, published
+import infer
+from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, copy_examples,
+                  encode_problems, encode_segments, fits, get_device, make_batch, number, plan_batches,
+                  read_problems, run_script, same_answer, train_tokenizer, whole_number)
+from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
 
-def parse_args(argv=None):
-    """The flags of train.py. Raises UserError for a combination that makes no sense."""
+# ---- flags -------------------------------------------------------------------------------------------------
+
+# What a flag is where nobody gives it. A student from scratch has to learn to read, from the problems
+# themselves and from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the
+# paper.
+FROM_SCRATCH = {"optimizer": "muon", "lr": 3e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08}
+FROM_A_STUDENT = FROM_SCRATCH | {"lr": 1e-3}
+FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0}
+NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 4, "n_embd": 96, "dropout": 0.0}
+
+
+def build_parser():
+    """The flags of train.py. Where the help names a value in brackets, it is the default."""
     p = Parser(description="Train one student on Socratic annotations.")
-    p.add_argument("--role", choices=ROLES, required=True, help="what the student learns to write")
-    p.add_argument("--train", type=Path, default="annotations/train.jsonl", metavar="FILE")
-    p.add_argument("--valid", type=Path, default="annotations/valid.jsonl", metavar="FILE")
-    p.add_argument("--out", type=Path, metavar="DIR", help="the student's folder (runs/ROLE)")
-    p.add_argument("--force", action="store_true", help="replace the student that is in --out")
-    p.add_argument("--resume", action="store_true", help="go on with the run in --out where it was last kept, if it was")
-    p.add_argument("--init", type=Path, metavar="DIR", help="start from this student, this GPT-2 folder, or published weights, "
-                   f"downloaded once: {', '.join(PUBLISHED)}")
-    p.add_argument("--cache", type=Path, metavar="DIR", help="folder of published weights (HF_HOME/hub, as transformers has it)")
-    p.add_argument("--guidance", choices=GUIDANCE, help="tell a student that asks sub-questions how many steps, or which equations, "
-                   "the problem's solutions have, in a line behind the problem")
-    p.add_argument("--tokenizer", choices=["learned", "gpt2"], help="vocabulary of a student from scratch (learned)")
-    p.add_argument("--vocab-size", type=int, help="of a learned vocabulary, tokens (1024)")
-    p.add_argument("--block-size", type=int, help="longest sequence, tokens (512; with --init what that has, or less)")
-    p.add_argument("--n-layer", type=int, help="(4)")
-    p.add_argument("--n-head", type=int, help="(one for every 32 of --n-embd)")
-    p.add_argument("--n-embd", type=int, help="(96)")
-    p.add_argument("--dropout", type=float, help="(0; with --init what that has)")
-    p.add_argument("--minutes", type=float, default=10.0, help="of training, after the set-up (%(default)s)")
-    p.add_argument("--steps", type=int, help="stop after so many optimizer steps instead of --minutes")
-    p.add_argument("--epochs", type=float, help="stop after so many passes over the problems instead")
-    p.add_argument("--patience", type=int, metavar="N", help="stop when N validations brought nothing better; there are ten")
-    p.add_argument("--save-minutes", type=float, default=5.0, help="keep what --resume needs so often (%(default)s)")
-    p.add_argument("--batch-tokens", type=int, help="tokens of a step, padding included (1024; 8192 on a GPU)")
-    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="go through a step's batch in N parts, in less memory")
-    p.add_argument("--optimizer", choices=["muon", "adamw"], help="muon from scratch, adamw from a GPT-2 folder")
-    p.add_argument("--lr", type=float, help="peak learning rate (0.003; 0.001 from a student, 5e-5 from a GPT-2 folder)")
-    p.add_argument("--warmup", type=int, default=100, help="optimizer steps")
-    p.add_argument("--weight-decay", type=float, default=0.1)
-    p.add_argument("--text-weight", type=float, help="weight of the loss on what is not learned (0.3; 0 with published weights)")
-    p.add_argument("--recite", type=float, metavar="SHARE", help="so many exercises in copying, and in finding numbers by their "
-                   "names, to a problem (0.08; 0 with published weights)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
-    p.add_argument("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
-    p.add_argument("--device", help="(cuda or mps if there is one, else cpu)")
-    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32 on a CPU, else the GPU's best)")
-    return p.parse_args(argv)
+    add = p.add_argument
+    add("--role", choices=ROLES, required=True, help="what the student learns to write")
+    add("--train", type=Path, default="annotations/train.jsonl", metavar="FILE", help="(%(default)s)")
+    add("--valid", type=Path, default="annotations/valid.jsonl", metavar="FILE", help="(%(default)s)")
+    add("--out", type=Path, metavar="DIR", help="the student's folder (runs/ROLE)")
+    add("--force", action="store_true", help="replace the student that is in --out")
+    add("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    add("--init", type=Path, metavar="DIR",
+        help=f"start from this student or GPT-2 folder, or from published weights: {', '.join(PUBLISHED)}")
+    add("--guidance", choices=GUIDANCE,
+        help="tell a student that asks how many steps, or which equations, the solution has")
+
+    add("--tokenizer", choices=["learned", "gpt2"], help="of a student from scratch (learned)")
+    add("--vocab-size", type=whole_number(257), help="of a learned vocabulary, tokens (1024)")
+    add("--block-size", type=whole_number(1), help="longest sequence, tokens (512; with --init its own)")
+    add("--n-layer", type=whole_number(1), help="(4)")
+    add("--n-head", type=whole_number(1), help="(one for every 32 of --n-embd)")
+    add("--n-embd", type=whole_number(1), help="(96)")
+    add("--dropout", type=number(0, 0.99), help="(0; with --init its own)")
+
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=number(0, above=True), help="of training, after the set-up (10)")
+    length.add_argument("--steps", type=whole_number(1), help="so many optimizer steps instead")
+    length.add_argument("--epochs", type=number(0, above=True), help="or so many passes over the problems")
+    add("--patience", type=whole_number(1), metavar="N",
+        help="stop when N evaluations, of ten in all, brought no improvement")
+    add("--save-minutes", type=number(0, above=True), default=5.0, help="between checkpoints (%(default)s)")
+    add("--batch-tokens", type=whole_number(1), help="of a step, padding included (1024; 8192 on a GPU)")
+    add("--grad-accum", type=whole_number(1), default=1, metavar="N", help="micro-batches of a step (1)")
+    add("--optimizer", choices=["muon", "adamw"], help="(muon; to fine-tune adamw)")
+    add("--lr", type=number(0, above=True),
+        help="peak learning rate (0.003; from a student of ours 0.001; to fine-tune 5e-5)")
+    add("--warmup", type=whole_number(0), default=100, help="optimizer steps (%(default)s)")
+    add("--weight-decay", type=number(0), default=0.1, help="(%(default)s)")
+    add("--prompt-loss-weight", type=number(0),
+        help="weight of the loss on what the student only reads (0.3; to fine-tune 0)")
+    add("--copy-examples", type=number(0, 0.99), metavar="SHARE",
+        help="synthetic copy examples for each problem (0.08; to fine-tune 0)")
+    add("--seed", type=whole_number(0), default=0, help="(%(default)s)")
+    add("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
+    add("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
+    add("--device", help="(cuda or mps if there is one, else cpu)")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32; on a GPU its best)")
+    return p
 
 
-# ---- the optimizer -----------------------------------------------------------------------------------------------------
+def resolve_args(args):
+    """Fill in what the flags leave open. Raises UserError (status 2) for flags that exclude each other."""
+    args.out = args.out or Path("runs", args.role)
+    args.device = get_device(args.device)
+    on_gpu = args.device.type == "cuda"
+    bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    defaults = {"batch_tokens": 8192 if on_gpu else 1024,
+                "dtype": "bfloat16" if bfloat16 else "float16" if on_gpu else "float32"}
+    if args.force and args.resume:
+        raise UserError("--force and --resume exclude each other", 2)
+    if args.guidance and args.role not in ("decomposer", "stepwise", "unified"):
+        raise UserError(f"--guidance is for students that ask sub-questions, --role {args.role} asks none", 2)
+    if args.vocab_size and args.tokenizer == "gpt2":
+        raise UserError("--vocab-size is that of a learned vocabulary, not of --tokenizer gpt2", 2)
+    if args.init:
+        if not args.init.is_dir() and str(args.init) not in PUBLISHED:
+            raise UserError(f"--init {args.init}: no such folder, nor one of {', '.join(PUBLISHED)}", 2)
+        for flag in ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag.replace('_', '-')} is decided by --init {args.init}", 2)
+        defaults |= FINE_TUNING if is_pretrained(args.init) else FROM_A_STUDENT
+    else:
+        defaults |= FROM_SCRATCH | NEW_MODEL
+        defaults["n_head"] = max(1, (args.n_embd or NEW_MODEL["n_embd"]) // 32)
+    for flag, value in defaults.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+    if not args.init and args.n_embd % args.n_head:
+        raise UserError(f"--n-embd {args.n_embd} is no multiple of --n-head {args.n_head}", 2)
+    if not (args.minutes or args.steps or args.epochs):
+        args.minutes = 10.0
 
-# Each row brings the singular values of a matrix nearer to 1: s -> a s + b s^3 + c s^5 (Amsel et al. 2025, "The Polar Express")
-POLAR = ((8.28721201814563, -23.595886519098837, 17.300387312530933),
-         (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-         (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-         (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-         (2.300652019954817, -1.6689039845747493, 0.4188073119525673))
+
+def is_pretrained(init):
+    """Whether --init is a GPT-2 from elsewhere (it has no student.json) or a student fine-tuned from one."""
+    try:
+        return bool(json.loads((init / "student.json").read_text(encoding="utf-8")).get("pretrained"))
+    except OSError:
+        return True
+    except (ValueError, AttributeError):
+        raise UserError(f"{init / 'student.json'}: not what train.py writes")
+
+
+# ---- the optimizers ----------------------------------------------------------------------------------------
+
+# Each row (a, b, c) brings the singular values s of a matrix nearer to 1: s -> a s + b s^3 + c s^5
+# (Amsel et al. 2025, "The Polar Express")
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673))
 
 
 def orthogonalise(x, steps):
     """Move the singular values of the matrices x (n, r, c), r <= c, toward 1."""
     x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
-    for a, b, c in POLAR[:steps]:
+    for a, b, c in POLAR_EXPRESS[:steps]:
         gram = x @ x.mT  # (n, r, r)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
@@ -96,9 +165,10 @@ def orthogonalise(x, steps):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan 2024): every direction of a matrix learns equally fast.
 
-    All matrices of one shape are one batched product, q, k and v apart (`square`); torch.optim.Muon, in torch since 2.9, goes
-    matrix by matrix and computes in bfloat16, which a CPU does slowly. Rates are AdamW's: the update is scaled to a root
-    mean square of 0.2 per element (Liu et al. 2025), and decays weights likewise.
+    All matrices of one shape are one batched product, and q, k and v are matrices of their own.
+    (torch.optim.Muon, in torch since 2.9, goes matrix by matrix and computes in bfloat16, which a CPU does
+    slowly.) Learning rates are AdamW's: the update is scaled to a root mean square of 0.2 per element (Liu et
+    al. 2025), and weights decay likewise.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, steps=4):
@@ -106,628 +176,666 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        """One update; every parameter is (r, c) with a gradient."""
+        """One update. Every parameter is a matrix (r, c) with a gradient."""
         for group in self.param_groups:
-            for p in group["params"]:
+            params = group["params"]
+            for p in params:
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            gradients = [p.grad for p in group["params"]]
-            momenta = [self.state[p]["momentum"] for p in group["params"]]
+            gradients = [p.grad for p in params]
+            momenta = [self.state[p]["momentum"] for p in params]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            parts = {}  # shape -> the square or wide matrices that are updated together
-            for p, u in zip(group["params"], torch._foreach_lerp(gradients, momenta, group["momentum"])):
-                for weight, update in zip(square(p), square(u)):
-                    parts.setdefault(update.shape, []).append((weight, update))
-            for shape, pairs in parts.items():
-                u = orthogonalise(torch.stack([update for _, update in pairs]), group["steps"])
-                weights = [weight for weight, _ in pairs]
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
+            by_shape = {}  # shape: the weights and their updates
+            for p, update in zip(params, updates):
+                for w, u in zip(wide_parts(p), wide_parts(update)):
+                    weights, parts = by_shape.setdefault(u.shape, ([], []))
+                    weights.append(w)
+                    parts.append(u)
+            for shape, (weights, parts) in by_shape.items():
+                u = orthogonalise(torch.stack(parts), group["steps"])
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, u.unbind(), alpha=-0.2 * math.sqrt(max(shape)) * group["lr"])
 
 
-def square(matrix):
-    """The parts of a GPT-2 matrix that act alone, each with no more rows than columns: q, k, v of c_attn, else the whole."""
+def wide_parts(matrix):
+    """The parts of a GPT-2 matrix that act alone, none of them tall: q, k and v of c_attn, else the whole."""
     r, c = matrix.shape
     parts = matrix.split(r, dim=1) if c == 3 * r else [matrix]
     return [part.mT if part.shape[0] > part.shape[1] else part for part in parts]
 
 
-RARE = 1e-4  # a gradient, per element: less than that of the embeddings of words in use, more than that of the others
+# AdamW's epsilon for embeddings: below the gradient of the embeddings of words in use, above that of the
+# others
+EMBEDDING_EPS = 1e-4
 
 
 def make_optimizers(model, args):
-    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; decay on matrices alone.
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; only matrices decay.
 
-    Beside Muon, where students start from scratch, embeddings do not decay, and their epsilon is so large that AdamW does
-    not make full steps of the tiny gradients with which the softmax pushes tokens down that do not occur. They are all
-    pushed the same way, and within some thousand steps were the same vector, so that nobody could copy a word of them.
+    Beside Muon, where students start from scratch, embeddings do not decay, and their epsilon is so large
+    that AdamW does not make full steps of the tiny gradients with which the softmax pushes down tokens that
+    do not occur. Those are all pushed the same way, and within some thousand steps they were one vector:
+    nobody could copy a word of them.
     """
-    inside = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
-    tables = [model.wte.weight, model.wpe.weight]
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
+    embeddings = [model.wte.weight, model.wpe.weight]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     adamw = partial(torch.optim.AdamW, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     if args.optimizer == "adamw":
-        return [adamw([{"params": tables + inside, "weight_decay": args.weight_decay}, {"params": vectors}])]
-    return [Muon(inside, lr=args.lr, weight_decay=args.weight_decay), adamw([{"params": tables, "eps": RARE}, {"params": vectors}])]
+        decayed = {"params": embeddings + matrices, "weight_decay": args.weight_decay}
+        return [adamw([decayed, {"params": vectors}])]
+    return [Muon(matrices, lr=args.lr, weight_decay=args.weight_decay),
+            adamw([{"params": embeddings, "eps": EMBEDDING_EPS}, {"params": vectors}])]
 
 
-# ---- several processes: torchrun --nproc_per_node=N train.py ... -------------------------------------------------------
-
-def join_ranks(args):
-    """Join the processes that torchrun started: sets args.rank and args.world (0 and 1 alone), and each one's own GPU.
-
-    Gloo carries what lives on the CPU, NCCL what lives on a GPU. A rank that waits ten minutes for another fails.
-    """
-    args.rank, args.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if args.world == 1:
-        return
-    if args.device in (None, "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if str(args.device).startswith("cuda:") else "gloo", timeout=timedelta(minutes=10))
-    except (RuntimeError, ValueError) as e:
-        at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(f"the ranks do not meet at {at} (torchrun --master-port chooses another): {str(e).splitlines()[0]}")
+def schedule(step, progress, warmup):
+    """The learning rate's share of its peak: linear warm-up over `warmup` steps, cosine to 0 as progress goes
+    to 1."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def agree(numbers, world, op="MAX"):
-    """Combine a list of floats over all ranks, element by element, by "MAX" or "SUM"; returns the same list in every rank."""
-    if world == 1:
-        return numbers
-    numbers = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, by gloo: no GPU is waited for
-    dist.all_reduce(numbers, getattr(dist.ReduceOp, op))
-    return numbers.tolist()
+def optimizer_step(model, optimizers, scaler, lr):
+    """Clip the gradients to norm 1, update the weights, clear the gradients. Returns the norm, a scalar."""
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    # float16 overflows now and then, and the scaler then skips a step: of all optimizers, since they share
+    # the norm
+    overflow = scaler.is_enabled() and not norm.isfinite()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if not overflow:
+            scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+    return norm
 
 
-def add_gradients(model, world):
-    """Add up the gradients of all ranks, in every rank; one that had no part of the batch adds zeros."""
-    if world > 1:
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        for work in [dist.all_reduce(p.grad, async_op=True) for p in model.parameters()]:
-            work.wait()
-
-
-# ---- the loop ----------------------------------------------------------------------------------------------------------
-
-def schedule(step, done, warmup):
-    """The learning rate's share of its peak: warm-up over the first `warmup` steps, cosine to 0 as `done` goes to 1."""
-    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * done))
-
+# ---- loss and evaluation -----------------------------------------------------------------------------------
 
 def weighted_loss(model, batch, autocast):
-    """Sum of weight * cross entropy (nats) over a batch of `make_batch`, and the sum of the weights; two scalars."""
-    ids, at, targets, weights = batch
+    """Sum of weight * cross entropy (nats) over a batch of `make_batch`, and the sum of the weights."""
+    ids, loss_positions, targets, weights = batch
     with autocast():
-        logits = model(ids, at)  # (N, vocab_size)
+        logits = model(ids, loss_positions)  # (N, vocab_size)
     return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum(), weights.sum()
 
 
 @torch.no_grad()
-def validate(model, batches, autocast, world=1):
-    """Mean cross entropy (nats) of the learned tokens of `batches`, a list of `make_batch`'s batches, and of other ranks'."""
+def evaluate(model, batches, autocast, world=1):
+    """Mean cross entropy (nats) of the tokens under the loss mask, over the batches of all ranks."""
     model.eval()
     sums = [torch.stack(weighted_loss(model, batch, autocast)) for batch in batches]
     model.train()
-    loss, weight = agree(torch.stack(sums).sum(0).tolist() if sums else [0.0, 0.0], world, "SUM")
+    loss, weight = all_reduce(torch.stack(sums).sum(0).tolist() if sums else [0.0, 0.0], world)
     return loss / weight
 
 
-def train(model, sequences, rows, valid_batches, solve, save, args, state=None):
-    """Train `model` in place until --minutes, --epochs or --steps are over, --patience is, or a signal asks to stop.
+def count_solved(model, tokenizer, problems, role, guidance=None):
+    """Decode problems: {"solved": how many are correct, "of": all}, or {} for a stepwise decomposer.
 
-    sequences: list of (ids, learned) of data.encode. rows: each one's problem in --train, counted from 1; 0 for an
-    exercise. valid_batches: this rank's, of data.make_batch. solve(n) solves n
-    problems of --valid, and returns {"solved": how many, "of": n}. save(folder, figures, state) keeps the student; state, a
-    dict, is what a later call needs to go on to the same bytes. Returns the run's figures: a dict of steps, epochs, tokens
-    (padding included), padding and learned tokens seen, seconds, valid_loss at the end, best valid_loss, stopped (the
-    signal's number, or 0) and its place in the data.
+    A solver is given the teacher's sub-questions. A decomposer's must all be the teacher's.
     """
-    figures = dict(steps=0, epochs=0, tokens=0, padding=0, learned=0, seconds=0.0, valid_loss=math.inf, best=math.inf, stale=0,
-                   tenths=0, validating=0.0, tried=0, solving=0.0, stopped=0, used=0)
+    procedure = {"solver": infer.given, "decomposer": infer.decompose, "unified": infer.unified,
+                 "cot": infer.cot, "answer": infer.answer}.get(role)
+    if not procedure:
+        return {}  # it cannot go on without a solver
+    students, solved = {role: infer.Student(model, tokenizer, len(problems), guidance)}, 0
+    for i, record in infer.solve(problems, procedure, students):
+        if role == "decomposer":
+            asked, wanted = ([" ".join(step["question"].split()) for step in steps]
+                             for steps in (record["steps"], problems[i]["steps"]))
+            solved += asked == wanted
+        else:
+            solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
+    model.train()
+    return {"solved": solved, "of": len(problems)}
+
+
+# ---- several processes: torchrun --nproc_per_node=N train.py ... -------------------------------------------
+
+def init_distributed(args):
+    """Join the processes that torchrun started: sets args.rank, args.world (0, 1 if alone), its GPU.
+
+    Gloo carries what lives on the CPU, NCCL what lives on a GPU.
+    """
+    args.rank, args.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.world == 1:
+        return
+    backend = "gloo"
+    if args.device in (None, "cuda") and torch.cuda.is_available():
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(args.device)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    except (RuntimeError, ValueError) as e:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"the ranks do not meet at {address} (torchrun --master-port chooses another): "
+                        f"{str(e).splitlines()[0]}")
+
+
+def all_reduce(numbers, world):
+    """Add up a list of floats over all ranks, element by element; returns the sums in every rank."""
+    if world == 1:
+        return numbers
+    numbers = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, by gloo: no GPU is waited for
+    dist.all_reduce(numbers)
+    return numbers.tolist()
+
+
+def all_reduce_gradients(model, world):
+    """Add up the gradients over all ranks in one exchange. A rank that had no micro-batch adds zeros."""
+    if world == 1:
+        return
+    params = list(model.parameters())
+    for p in params:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    flat = torch.cat([p.grad.flatten() for p in params])
+    dist.all_reduce(flat)
+    for p, part in zip(params, flat.split([p.numel() for p in params])):
+        p.grad = part.view_as(p)
+
+
+class DelayedMax:
+    """The largest of all ranks' numbers, one call late: exchanged while a step computes, so nobody waits."""
+
+    def __init__(self, world):
+        self.world, self.pending = world, None
+
+    def __call__(self, numbers):
+        """numbers: a list of floats; returns such a list, the same in every rank."""
+        if self.world == 1:
+            return numbers
+        previous = self.pending
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        self.pending = numbers, dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True)
+        numbers, exchange = previous or self.pending
+        exchange.wait()
+        return numbers.tolist()
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------
+
+@dataclass
+class Progress:
+    """How far a run has come: all that a checkpoint holds beside weights, optimizers and settings."""
+    step: int = 0         # optimizer steps made
+    seconds: float = 0.0  # of training, those before a --resume included
+    epoch: int = 0        # passes over the data begun
+    next_batch: int = 0   # its place in the epoch
+    tokens: int = 0       # read, padding included
+    padding: int = 0
+    loss_tokens: int = 0  # under the loss mask
+    flops: float = 0.0    # see count_flops
+    eval_index: int = 0   # tenths of the run that were evaluated
+    eval_seconds: float = 0.0
+    valid_loss: float = math.inf
+    best_valid_loss: float = math.inf
+    evals_without_improvement: int = 0
+    stop_signal: int = 0  # number of the signal that ended the run early
+
+
+def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoints"):
+    """Train `model` in place until its steps or minutes are over, its patience is, or a signal asks to stop.
+
+    Raises UserError at a loss that is not a number.
+    """
     autocast = contextlib.nullcontext if args.dtype == "float32" else partial(
         torch.autocast, args.device.type, dtype=getattr(torch, args.dtype))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "float16")
     optimizers = make_optimizers(model, args)
-    if state:
-        figures |= state["figures"]
-        scaler.load_state_dict(state["scaler"])
-        for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(its)
+    checkpoints.restore(optimizers, scaler)
     forward = torch.compile(model, dynamic=True) if args.compile else model
-    limit = args.steps or 60 * args.minutes  # optimizer steps, or seconds
-    share_done = lambda: min((figures["steps"] if args.steps else figures["seconds"]) / limit, 1.0)
-    figures["tenths"] = min(figures["tenths"], int(10 * share_done()))  # of a --resume with another limit
-    peak = product_rate(args.device, args.dtype)
-    plan = None  # the batches of this epoch
-    unread, since = [], Counter()  # of the steps since the log's last row: losses that are still on the device; figures
-    start = time.perf_counter() - figures["seconds"]
-    reported = saved = figures["seconds"]
-    away = 0.0  # seconds since then that were no training
-    known = ""  # how many problems it solved lately, in words
-    kept = figures["steps"]  # the step of the student in last/
-    keep = lambda figures: save(args.out / "last", figures, {
-        "figures": dict(figures), "model": model.state_dict(), "scaler": scaler.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers]})
-    bar = tqdm(total=round(limit), desc=args.role, disable=True if args.rank else None, dynamic_ncols=True,
-               bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
+    max_over_ranks = DelayedMax(args.world)
+    saved_at = progress.seconds
+    start = time.perf_counter() - saved_at
 
-    with bar, signals_noted() as signals, open_log(args, figures["steps"]) as log:
+    with Log(args, data.rows, progress) as log, catch_signals() as signals:
         while True:
-            clock = 0.0 if args.rank else time.perf_counter() - start  # all ranks go by that of the first
-            figures["seconds"], stopped = agree([clock, signals[0] if signals else 0], args.world)
-            figures["stopped"] = int(stopped)
-            done = share_done()
-            over = done == 1 or stopped or args.patience and figures["stale"] >= args.patience
-            # where the time is limited, validations may take a tenth of it
-            due = int(10 * done) > figures["tenths"] and (args.steps or figures["validating"] <= 0.1 * figures["seconds"])
-            to_validate = due or over and stopped != signal.SIGTERM  # which leaves no time
-            to_save = over or figures["seconds"] - saved >= 60 * args.save_minutes
-
-            seconds = figures["seconds"] - reported
-            if since and (to_validate or to_save or figures["steps"] % 50 == 0 or seconds > 10):
-                losses = torch.stack([loss for loss, *_ in unread]).tolist() if unread else []  # the device is waited for here alone
-                for loss, (_, step, part) in zip(losses, unread):
-                    if not math.isfinite(loss):
-                        where = ", ".join(str(rows[i]) for i in part if rows[i]) or "none, but exercises"
-                        raise UserError(f"the loss or its gradient is not a number at step {step}, {args.train}, problems {where}: try a lower --lr"
-                                        + (f"; {args.out / 'last'} holds step {kept}" if kept else "")
-                                        + (f"; {args.out} holds the best so far" if figures["best"] < math.inf else ""))
-                loss = agree([sum(losses)], args.world, "SUM")[0] / since["weight"]
-                speed, mfu = since["learned"] / (seconds - away), since["flops"] / (seconds - away) / peak
-                log.write(json.dumps({key: figures[key] for key in ("steps", "seconds", "tokens", "padding")} |
-                                     {"loss": loss, "lr": rate, "learned_per_second": round(speed), "mfu": round(mfu, 4)}) + "\n")
-                bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} learned tokens/s, MFU {100 * mfu:.0f} %{known}", refresh=False)
-                bar.update(min(round(done * limit), bar.total) - bar.n)
-                unread, since, reported, away = [], Counter(), figures["seconds"], 0.0
-
-            if stopped:  # at once, since a second Ctrl-C breaks in; and a validation that it brings forward shall change no resumed run
-                keep(figures)
-            if to_validate:
-                before = time.perf_counter()
-                loss = figures["valid_loss"] = validate(model, valid_batches, autocast, args.world)
-                figures["validating"] += agree([time.perf_counter() - before], args.world)[0]
-                figures["tenths"] = int(10 * done)
-                row = {key: figures[key] for key in ("steps", "seconds", "valid_loss")}
-                if args.rank == 0 and (n := affordable(figures)):
-                    before = time.perf_counter()
-                    with autocast():
-                        row |= solve(n)
-                    known = f", solved {row['solved']} of {row['of']}" if "solved" in row else ""
-                    figures["tried"] += n
-                    figures["solving"] += time.perf_counter() - before
-                log.write(json.dumps(row) + "\n")
-                draw_curve(args)
-                figures["stale"] += 1
-                if loss < figures["best"]:
-                    figures["best"], figures["stale"] = loss, 0
-                    save(args.out, figures)
-            if to_save and not stopped:
-                keep(figures)
-                kept, saved = figures["steps"], figures["seconds"]
-            away += time.perf_counter() - start - figures["seconds"]
-            if over:
-                return figures
-
-            if plan is None:  # drawn from the epoch's number alone, so that --resume finds it again
-                figures["epochs"] += not figures["used"]
-                rng = np.random.default_rng((args.seed, figures["epochs"]))
-                plan = plan_batches([len(ids) for ids, _ in sequences], args.batch_tokens, rng)
-            chosen = plan[figures["used"]]
-            figures["used"] += 1
-            if figures["used"] == len(plan):
-                figures["used"], plan = 0, None
-
-            figures["steps"] += 1
-            tokens, learned = (sum(int(x) for x in numbers) for numbers in zip(
-                *((len(ids) - 1, learned[1:].sum()) for ids, learned in (sequences[i] for i in chosen))))
-            weight = learned + args.text_weight * (tokens - learned)  # of the whole step: so its parts weigh what they hold
-            parts = np.array_split(chosen, args.accumulate * args.world)
-            if model.config.dropout:
-                torch.manual_seed((args.seed * 10 ** 9 + figures["steps"]) * args.world + args.rank)
-            for part in parts[args.rank::args.world]:
-                if len(part):  # there may be fewer sequences than parts
-                    batch = make_batch([sequences[i] for i in part], args.text_weight, args.device)
-                    loss, _ = weighted_loss(forward, batch, autocast)
-                    scaler.scale(loss / weight).backward()
-                    unread.append((loss.detach(), figures["steps"], part))
-                    since["flops"] += step_flops(model.config, batch)
-            add_gradients(model, args.world)
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            sound = True
-            if scaler.is_enabled():
-                sound = bool(norm.isfinite())  # one optimizer's overflow has spoiled the other's gradients
+            # how far are we? every rank comes to the same answer
+            clock = 0.0 if args.rank else time.perf_counter() - start
+            progress.seconds, stop_signal = max_over_ranks([clock, signals[0] if signals else 0])
+            progress.stop_signal = int(stop_signal)
+            if args.max_steps:
+                done = progress.step / args.max_steps
             else:
-                unread.append((0 * norm, figures["steps"], chosen))  # a gradient that is not finite spoils the weights from here on
-            rate = args.lr * schedule(figures["steps"] - 1, done, args.warmup)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                if sound:
-                    scaler.step(optimizer)  # with a float16 scaler it waits for the device: were the gradients finite?
-                optimizer.zero_grad()
-            scaler.update()
+                done = progress.seconds / (60 * args.minutes)
+            patient = not args.patience or progress.evals_without_improvement < args.patience
+            finished = done >= 1 or progress.stop_signal or not patient
+            # ten evaluations; where time is limited they may take a tenth of it, and SIGTERM leaves none
+            tenth = int(10 * done)
+            progress.eval_index = min(progress.eval_index, tenth)  # of a run that was resumed to be longer
+            affordable = args.max_steps or progress.eval_seconds <= 0.1 * progress.seconds
+            evaluation_due = finished or tenth > progress.eval_index and affordable
+            evaluation_due = evaluation_due and progress.stop_signal != signal.SIGTERM
+            checkpoint_due = finished or progress.seconds - saved_at >= 60 * args.save_minutes
 
-            padded = sum(len(part) * (max(len(sequences[i][0]) for i in part) - 1) for part in parts if len(part))
-            for key, n in ("tokens", padded), ("padding", padded - tokens), ("learned", learned):
-                figures[key] += n
-            since += Counter(weight=weight, learned=learned)
+            if evaluation_due or checkpoint_due or log.due(progress):
+                log.write_losses(progress, done)
+            if progress.stop_signal:  # before the evaluation: a second Ctrl-C breaks that off
+                checkpoints.save(args.out / "last", progress, optimizers, scaler)
+            if evaluation_due:
+                began = time.perf_counter()
+                progress.valid_loss = evaluate(model, data.valid_batches, autocast, args.world)
+                if args.rank == 0:
+                    with autocast():
+                        solved = count_solved(model, data.tokenizer, data.to_solve, args.role, args.guidance)
+                    log.write_evaluation(progress, solved)
+                progress.eval_seconds += all_reduce([time.perf_counter() - began], args.world)[0] / args.world
+                progress.eval_index = tenth
+                progress.evals_without_improvement += 1
+                if progress.valid_loss < progress.best_valid_loss:
+                    progress.best_valid_loss, progress.evals_without_improvement = progress.valid_loss, 0
+                    checkpoints.save(args.out, progress)
+            if checkpoint_due and not progress.stop_signal:
+                checkpoints.save(args.out / "last", progress, optimizers, scaler)
+                saved_at = progress.seconds
+            if finished:
+                return
 
+            # one optimizer step
+            lr = args.lr * schedule(progress.step, done, args.warmup)
+            indices = data.next_batch(progress)
+            step_weight = data.count_tokens(indices, progress)
+            progress.step += 1
+            if model.config.dropout:  # a seed for each step and rank, so that --resume repeats it
+                torch.manual_seed((args.seed * 10 ** 9 + progress.step) * args.world + args.rank)
+            loss_sum = torch.zeros((), device=args.device)
+            for micro_batch in data.micro_batches(indices):
+                loss, _ = weighted_loss(forward, micro_batch, autocast)
+                scaler.scale(loss / step_weight).backward()
+                loss_sum += loss.detach()
+                progress.flops += args.world * count_flops(model.config, micro_batch)
+            all_reduce_gradients(model, args.world)
+            norm = optimizer_step(model, optimizers, scaler, lr)
+            norm = loss_sum if scaler.is_enabled() else norm  # float16's may overflow
+            log.add(progress.step, indices, loss_sum, norm, step_weight, lr)
 
-# ---- what the loop leans on --------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def signals_noted():
-    """SIGINT (Ctrl-C) and SIGTERM do not break into the block: the list that it gets holds their numbers. A second one does."""
-    noted, before = [], {}
+def catch_signals():
+    """Ctrl-C (SIGINT) and SIGTERM come into the block's list and do not interrupt it; a second one does."""
+    caught, before = [], {}
 
-    def note(number, frame):
-        noted.append(number)
+    def catch(number, frame):
+        caught.append(number)
         signal.signal(number, before[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+        before[number] = signal.signal(number, catch)
     try:
-        yield noted
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def open_log(args, steps):
-    """log.jsonl, open to append rows to; what it holds beyond `steps`, from before a run was cut off, is dropped."""
-    if args.rank:
-        return open(os.devnull, "w")
-    rows = [row for row in read_log(args.out / "log.jsonl") if row["steps"] <= steps] if steps else []
-    with written_aside(args.out) as aside:
-        (aside / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return open(args.out / "log.jsonl", "a", buffering=1, encoding="utf-8")
+# ---- the data of a run -------------------------------------------------------------------------------------
+
+SOLVED_PROBLEMS = 20  # that an evaluation decodes
+
+
+class Data:
+    """The sequences of a run: the batches of each step, and what an evaluation reads and solves."""
+
+    def __init__(self, problems, valid_problems, tokenizer, block_size, args):
+        self.args, self.tokenizer = args, tokenizer
+        self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
+        copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
+        copies = [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
+        self.sequences += copies
+        self.rows += [None] * len(copies)  # of each sequence: which row of --train it is, from 1
+        self.lengths = [len(ids) for ids, _ in self.sequences]
+        self.plan, self.planned_epoch = [], 0
+
+        valid, rows = encode_fitting(valid_problems, args.valid, tokenizer, block_size, args)
+        rng = np.random.default_rng(0)
+        plan = plan_batches([len(ids) for ids, _ in valid], min(args.batch_tokens, 8192), rng)
+        self.valid_batches = [make_batch([valid[i] for i in batch], 0.0, args.device)
+                              for batch in plan[args.rank::args.world]]
+        self.to_solve = [valid_problems[row - 1] for row in rows[:SOLVED_PROBLEMS]]
+
+    def plan_epoch(self, epoch):
+        """The batches of an epoch, from its number alone, so that --resume finds them again."""
+        rng = np.random.default_rng((self.args.seed, epoch))
+        return plan_batches(self.lengths, self.args.batch_tokens, rng)
+
+    def next_batch(self, progress):
+        """The sequences of the next step, a list of indices."""
+        progress.epoch += progress.next_batch == 0
+        if self.planned_epoch != progress.epoch:
+            self.plan, self.planned_epoch = self.plan_epoch(progress.epoch), progress.epoch
+        indices = self.plan[progress.next_batch]
+        progress.next_batch = (progress.next_batch + 1) % len(self.plan)
+        return indices
+
+    def split(self, indices):
+        """A step's sequences for the micro-batches of all ranks; some are empty if there are too few."""
+        return np.array_split(indices, self.args.grad_accum * self.args.world)
+
+    def micro_batches(self, indices):
+        """Yield this rank's micro-batches of a step, as tensors."""
+        for part in self.split(indices)[self.args.rank::self.args.world]:
+            if len(part):
+                sequences = [self.sequences[i] for i in part]
+                yield make_batch(sequences, self.args.prompt_loss_weight, self.args.device)
+
+    def count_tokens(self, indices, progress):
+        """Count a step's tokens, of all ranks; returns the sum of their loss weights."""
+        tokens = sum(self.lengths[i] - 1 for i in indices)
+        loss_tokens = sum(int(self.sequences[i][1][1:].sum()) for i in indices)
+        padded = sum(len(part) * (max(self.lengths[i] for i in part) - 1)
+                     for part in self.split(indices) if len(part))
+        progress.tokens += padded
+        progress.padding += padded - tokens
+        progress.loss_tokens += loss_tokens
+        return loss_tokens + self.args.prompt_loss_weight * (tokens - loss_tokens)
+
+
+def encode_fitting(problems, path, tokenizer, block_size, args):
+    """The sequences of the problems that fit into the block, and which rows of the file those are, from 1."""
+    sequences = encode_problems(problems, args.role, tokenizer, args.guidance)
+    rows = [row for row, sequence in enumerate(sequences, 1) if fits(sequence, block_size)]
+    if not rows:
+        raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
+    if len(rows) < len(sequences):
+        left_out = len(sequences) - len(rows)
+        tell(args, f"{path}: {left_out:,} of {len(sequences):,} problems are left out: they are longer than "
+                   f"the block of {block_size} tokens")
+    return [sequences[row - 1] for row in rows], rows
+
+
+def tell(args, text):
+    """Print a line on stderr, once for all ranks."""
+    if args.rank == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+# ---- the log -----------------------------------------------------------------------------------------------
+
+class Log:
+    """log.jsonl, its curve, and the progress bar. Losses wait on the device until a row is written."""
+
+    def __init__(self, args, rows, progress):
+        """rows: of each sequence, which row of --train it is, or None."""
+        self.args, self.rows, self.path = args, rows, args.out / "log.jsonl"
+        earlier = read_log(self.path) if progress.step else []
+        self.file = open(os.devnull if args.rank else self.path, "w", buffering=1, encoding="utf-8")
+        self.write(*(row for row in earlier if row["step"] <= progress.step))  # up to the checkpoint
+        self.bar = tqdm(total=100, desc=args.role, disable=True if args.rank else None, dynamic_ncols=True,
+                        bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
+        self.solved = ""   # of the last evaluation, in words
+        self.pending = []  # of each step since the last row: number, sequences, (loss, gradient norm)
+        self.weight, self.lr, self.seconds, self.flops = 0, 0.0, progress.seconds, progress.flops
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+        self.file.close()
+
+    def write(self, *rows):
+        """Append rows (dicts) to the file."""
+        self.file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def add(self, step, indices, loss, norm, weight, lr):
+        """Note a step. loss, norm: scalar tensors, which must be finite; weight: what divides the loss."""
+        self.pending.append((step, indices, torch.stack([loss, norm])))
+        self.weight += weight
+        self.lr = lr
+
+    def due(self, progress):
+        """Whether a row is due: every 50 steps or 10 seconds."""
+        return progress.step % 50 == 0 or progress.seconds - self.seconds > 10
+
+    def write_losses(self, progress, done):
+        """Write a row about the steps since the last one. Raises UserError if a loss is not a number."""
+        if not self.pending:
+            return
+        losses, norms = torch.stack([pair for *_, pair in self.pending]).T.tolist()  # waits for the device
+        for (step, indices, _), loss, norm in zip(self.pending, losses, norms):
+            if not math.isfinite(loss + norm):
+                rows = ", ".join(str(self.rows[i]) for i in indices if self.rows[i]) or "(copy examples)"
+                raise UserError(f"the loss or its gradient is not a number at step {step}, {self.args.train} "
+                                f"rows {rows}: try a lower --lr; {self.args.out} keeps what it had")
+        loss = all_reduce([sum(losses)], self.args.world)[0] / self.weight
+        rate = (progress.flops - self.flops) / max(progress.seconds - self.seconds, 1e-9)
+        counted = "step", "seconds", "tokens", "padding", "loss_tokens", "flops"
+        self.write({key: getattr(progress, key) for key in counted} | {"loss": loss, "lr": self.lr})
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate / 1e12:.3g} TFLOP/s{self.solved}", refresh=False)
+        self.bar.update(min(round(100 * done), 100) - self.bar.n)
+        self.pending, self.weight, self.seconds, self.flops = [], 0, progress.seconds, progress.flops
+
+    def write_evaluation(self, progress, solved):
+        """Write a row about an evaluation, and draw the curve anew. solved: of `count_solved`."""
+        self.solved = f", solved {solved['solved']} of {solved['of']}" if solved else ""
+        self.write({key: getattr(progress, key) for key in ("step", "seconds", "valid_loss")} | solved)
+        with atomic_write(self.args.out) as folder:
+            (folder / "curve.svg").write_text(draw_curve(read_log(self.path)), encoding="utf-8")
 
 
 def read_log(path):
     """The rows of a log.jsonl, a list of dicts, as far as they are whole."""
     rows = []
     with contextlib.suppress(ValueError, FileNotFoundError), open(path, encoding="utf-8") as log:
-        for row in log:
-            rows.append(json.loads(row))
+        for line in log:
+            rows.append(json.loads(line))
     return rows
 
 
-def draw_curve(args):
-    """Draw the losses of log.jsonl over the steps, both axes logarithmic, as curve.svg."""
-    if args.rank:
-        return
-    rows, curves = read_log(args.out / "log.jsonl"), []
-    for key, colour in ("loss", "#999"), ("valid_loss", "#06c"):
-        points = [(math.log10(max(row["steps"], 1)), math.log10(max(row[key], 1e-6))) for row in rows if key in row]
-        curves.append((key, colour, points[::-(len(points) // -500) or 1]))
-    xs, ys = zip(*(point for _, _, points in curves for point in points))
-    left, right, low, high = min(xs), max(xs) + 1e-9, min(ys) - 0.02, max(ys) + 0.02
-    ticks = [(math.log10(digit) + power, f"{digit * 10.0 ** power:g}") for power in range(-6, 8) for digit in (1, 2, 5)]
-    x, y = (lambda v: 60 + 560 * (v - left) / (right - left)), (lambda v: 340 - 310 * (v - low) / (high - low))
-    marks = [f'<text x="{x(v):.1f}" y="358" text-anchor="middle">{text}</text>' for v, text in ticks if left <= v <= right]
-    marks += [f'<path d="M60 {y(v):.1f}h560" stroke="#ddd"/><text x="54" y="{y(v) + 4:.1f}" text-anchor="end">{text}</text>'
-              for v, text in ticks if low <= v <= high]
-    for i, (key, colour, points) in enumerate(curves):
+def draw_curve(rows):
+    """The losses of a log over the steps as an SVG picture (text), both axes logarithmic."""
+    curves = {key: [(math.log10(row["step"] + 1), math.log10(max(row[key], 1e-6)))
+                    for row in rows if key in row] for key in ("loss", "valid_loss")}
+    xs, ys = zip(*(point for curve in curves.values() for point in curve))
+    left, low, width, height = min(xs), min(ys), max(xs) - min(xs) + 1e-9, max(ys) - min(ys) + 1e-9
+    x = lambda value: 60 + 560 * (value - left) / width
+    y = lambda value: 330 - 290 * (value - low) / height
+    marks = ['<text x="60" y="365">optimizer steps, from the first row to the last</text>']
+    for value in (digit * 10.0 ** power for power in range(-6, 4) for digit in (1, 2, 5)):
+        if low <= math.log10(value) <= low + height:
+            place = f'{y(math.log10(value)):.1f}'
+            marks.append(f'<path d="M60 {place}h560" stroke="#ddd"/><text x="10" y="{place}">{value:g}</text>')
+    for (key, points), colour, place in zip(curves.items(), ("#999", "#06c"), (60, 320)):
         line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-        name = {"loss": "training loss, text included", "valid_loss": "validation loss, learned tokens"}[key]
-        marks += [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
-                  f'<text x="{70 + 220 * i}" y="20" fill="{colour}">{name} (nats)</text>']
-    marks.append('<text x="620" y="374" text-anchor="end">optimizer steps</text>')
-    with written_aside(args.out) as aside:
-        (aside / "curve.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 380" font-family="sans-serif" '
-                                         'font-size="12">\n' + "\n".join(marks) + "\n</svg>\n", encoding="utf-8")
+        marks += [f'<polyline points="{line}" fill="none" stroke="{colour}"/>',
+                  f'<text x="{place}" y="20" fill="{colour}">{key} (nats)</text>']
+    return "\n".join(['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 380" font-size="12">', *marks,
+                      "</svg>", ""])
 
 
-def affordable(figures):
-    """How many problems to solve now, if that is to take 1 % of the training: 0, or 4 at first, later up to 100."""
-    if not figures["tried"]:
-        return 4 if figures["seconds"] > 10 else 0
-    n = int((0.01 * figures["seconds"] - figures["solving"]) / (figures["solving"] / figures["tried"]))
-    return min(n, 100) if n >= 4 else 0
+def count_flops(config, batch):
+    """Floating-point operations of a batch's forward and backward; of attention the causal half.
 
-
-def solved(model, tokenizer, problems, role, guidance=None):
-    """Decode `problems`: {"solved": how many come out right, "of": all}; a decomposer's must be all the teacher's questions.
-
-    A solver is given the teacher's sub-questions. A stepwise decomposer cannot be decoded alone: {}.
+    A second's share of what the device can do is the model FLOPs utilisation (MFU).
     """
-    import infer  # here alone: whoever reads or runs the loop needs no decoding
-
-    procedures = {"solver": infer.given, "decomposer": infer.decompose, "unified": infer.unified, "cot": infer.cot,
-                  "answer": infer.answer}
-    if role not in procedures:
-        return {}
-    c, right = model.config, 0
-    slots = min(len(problems), max(1, 2 ** 26 // (2 * c.n_layer * c.n_embd * c.block_size)))  # a cache of 256 MiB at most
-    for i, record in infer.solve(problems, procedures[role], {role: infer.Student(model, tokenizer, slots, guidance)}):
-        asked, teachers = ([" ".join(step["question"].split()) for step in one["steps"]] if role == "decomposer" else []
-                           for one in (record, problems[i]))
-        right += asked == teachers if role == "decomposer" else \
-            record["answer"] is not None and infer.same_answer(record["answer"], problems[i]["answer"])
-    model.train()
-    return {"solved": right, "of": len(problems)}
+    (B, T), N = batch[0].shape, len(batch[1])
+    matrices = config.n_layer * 12 * config.n_embd ** 2 * B * T
+    head, attention = config.vocab_size * config.n_embd * N, config.n_layer * config.n_embd * B * T * T
+    return 6 * (matrices + head + attention)
 
 
-def step_flops(config, batch):
-    """Floating-point operations of a forward and backward over a batch, padding included; attention by its causal half."""
-    (B, T), n = batch[0].shape, len(batch[1])
-    inside = config.n_layer * 12 * config.n_embd ** 2
-    return 6 * (inside * B * T + config.vocab_size * config.n_embd * n + config.n_layer * config.n_embd * B * T * T)
+# ---- checkpoints -------------------------------------------------------------------------------------------
+
+LENGTH = "minutes", "steps", "epochs"
+MAY_CHANGE = *LENGTH, "patience", "save_minutes", "grad_accum", "device", "compile", "checkpoint_activations"
+NO_SETTINGS = "out", "force", "resume", "rank", "world", "max_steps"
 
 
-def product_rate(device, dtype):
-    """FLOP/s of a large matrix product on this device, the best of five: what MFU is a share of."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, seconds = torch.ones(n, n, device=device, dtype=getattr(torch, dtype)), []
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return 2 * n ** 3 / min(seconds)
+def parse_args(argv=None):
+    """The flags of a run, and the checkpoint that it continues from, a dict or None.
 
-
-# ---- set-up ------------------------------------------------------------------------------------------------------------
-
-def settle(args):
-    """Fill in what the flags leave open; raises UserError (status 2) for what cannot be."""
-    args.device = find_device(args.device)
-    if args.steps and args.epochs or args.force and args.resume:
-        raise UserError("--steps and --epochs, and likewise --force and --resume, exclude each other", 2)
-    for flag in ("minutes", "steps", "epochs", "patience", "save_minutes", "accumulate", "batch_tokens", "lr", "block_size",
-                 "n_layer", "n_head", "n_embd"):
-        value = getattr(args, flag)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{flag.replace('_', '-')} must be more than 0", 2)
-    if args.guidance and args.role not in ("decomposer", "stepwise", "unified"):
-        raise UserError(f"--guidance is for students that ask sub-questions, --role {args.role} asks none", 2)
-    if args.init:
-        if not args.init.is_dir() and str(args.init) not in PUBLISHED:
-            raise UserError(f"--init {args.init}: no such folder, nor one of {', '.join(PUBLISHED)}", 2)
-        for flag in ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size"):
-            if getattr(args, flag) is not None:
-                raise UserError(f"--{flag.replace('_', '-')} cannot be chosen with --init {args.init}, which brings its own", 2)
-    else:
-        for flag, default in dict(block_size=512, n_layer=4, n_embd=96, dropout=0.0).items():
-            setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
-        args.n_head = args.n_head or max(1, args.n_embd // 32)
-        if args.n_embd % args.n_head:
-            raise UserError(f"--n-embd {args.n_embd} is no multiple of --n-head {args.n_head}", 2)
-    if args.cache and (not args.init or args.init.is_dir()):
-        raise UserError(f"--cache goes with --init {', '.join(PUBLISHED)}", 2)
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise UserError("--dropout must be a share, 0 or more and less than 1", 2)
-    for flag in ("warmup", "weight_decay", "text_weight", "seed"):
-        if getattr(args, flag) is not None and not 0 <= getattr(args, flag) < math.inf:
-            raise UserError(f"--{flag.replace('_', '-')} must be 0 or more", 2)
-    if args.vocab_size is not None and (args.vocab_size < 257 or args.tokenizer == "gpt2"):
-        raise UserError("--vocab-size is that of a learned vocabulary, 257 or more: 256 bytes and the end of a text", 2)
-    on_gpu = args.device.type == "cuda"
-    if on_gpu and args.device.index is not None:
-        torch.cuda.set_device(args.device)
-    if args.dtype is None:
-        has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        args.dtype = "bfloat16" if has_bfloat16 else "float16" if on_gpu else "float32"
-    args.out = args.out or Path("runs", args.role)
-    args.batch_tokens = args.batch_tokens or (8192 if on_gpu else 1024)
-    # what was pretrained gets gentle steps, and learns its segments alone, as in the paper
-    gently = pretrained(args)
-    args.optimizer = args.optimizer or ("adamw" if gently else "muon")
-    args.lr = args.lr or (5e-5 if gently else 1e-3 if args.init else 3e-3)
-    if args.text_weight is None:
-        args.text_weight = 0.0 if gently else 0.3
-    if args.recite is None:
-        args.recite = 0.0 if gently else 0.08
-    if not 0 <= args.recite < 1:
-        raise UserError("--recite must be a share, 0 or more and less than 1", 2)
-    return args
-
-
-def pretrained(args):
-    """Whether --init is a GPT-2 from elsewhere, published weights or a folder without student.json, or a student that began as one."""
-    if not args.init:
-        return False
+    With --resume a flag that is not given is what the run had. Raises UserError for a broken checkpoint, and
+    (status 2) for a flag that is given, differs, and is none of MAY_CHANGE.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    path = (args.out or Path("runs", args.role)) / "last" / "trainer.pt"
+    if not args.resume or not path.exists():
+        return args, None
     try:
-        return bool(json.loads((args.init / "student.json").read_text(encoding="utf-8")).get("pretrained"))
-    except OSError:
-        return True
-    except (ValueError, AttributeError):
-        raise UserError(f"{args.init / 'student.json'}: not what train.py writes")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        settings = checkpoint["settings"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: broken, cannot continue from it ({type(e).__name__})")
+    if any(getattr(args, flag) for flag in LENGTH):
+        settings = {flag: value for flag, value in settings.items() if flag not in LENGTH}
+    parser.set_defaults(**settings)
+    args = parser.parse_args(argv)
+    for flag, value in settings.items():
+        if flag not in MAY_CHANGE and str(getattr(args, flag)) != str(value):
+            raise UserError(f"{path}: cannot continue: --{flag.replace('_', '-')} is {getattr(args, flag)}, "
+                            f"the run has {value}", 2)
+    return args, checkpoint
 
 
-def open_student(args, problems):
-    """The model to start from and its tokenizer: --init's, or new ones."""
-    if args.init:
+class Checkpoints:
+    """What a run saves: the best student in --out, the latest in last/ with what --resume needs."""
+
+    def __init__(self, model, tokenizer, args, loaded):
+        """loaded: the checkpoint that a resumed run starts from, or None. Raises UserError if its problems
+        differ."""
+        self.model, self.tokenizer, self.args, self.loaded = model, tokenizer, args, loaded
+        self.about = {"role": args.role, "guidance": args.guidance, "init": args.init and str(args.init),
+                      "pretrained": bool(args.init) and is_pretrained(args.init)}
+        self.settings = {flag: str(value) if isinstance(value, (Path, torch.device)) else value
+                         for flag, value in vars(args).items() if flag not in NO_SETTINGS}
+        self.sha256 = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (args.train, args.valid)]
+        if loaded and loaded["sha256"] != self.sha256:
+            raise UserError(f"{args.out}: cannot continue: {args.train} or {args.valid} has changed", 2)
+
+    def restore(self, optimizers, scaler):
+        """Give a resumed run's optimizers their state again."""
+        if self.loaded:
+            scaler.load_state_dict(self.loaded["scaler"])
+            for optimizer, state in zip(optimizers, self.loaded["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+
+    def save(self, folder, progress, optimizers=None, scaler=None):
+        """Save the student; with its optimizers also what --resume needs to come to the same bytes."""
+        if self.args.rank:
+            return
+        metrics = {key: value for key, value in asdict(progress).items() if value != math.inf}  # not JSON
+        with atomic_write(folder) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            (temporary / "student.json").write_text(json.dumps(self.about | metrics) + "\n", encoding="utf-8")
+            if optimizers:
+                state = {"settings": self.settings, "sha256": self.sha256, "progress": asdict(progress),
+                         "optimizers": [each.state_dict() for each in optimizers],
+                         "scaler": scaler.state_dict()}
+                try:
+                    torch.save(state, temporary / "trainer.pt")
+                except RuntimeError:  # as torch says it
+                    raise UserError(f"{folder}: trainer.pt could not be written; is the disk full?")
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+def open_model(args, problems, resumed):
+    """The model to start from, on its device, and its tokenizer: those of last/, of --init, or new ones."""
+    if resumed or args.init:
         try:
-            folder = args.init if args.init.is_dir() else published(str(args.init), args.cache)
-            model = GPT.open(folder)
+            folder = args.out / "last" if resumed else args.init
+            folder = folder if folder.is_dir() else download_published(str(folder))
+            model = GPT.from_pretrained(folder)
+            model.crop_block_size(args.block_size or model.config.block_size)
         except ValueError as e:
             raise UserError(e)
-        tokenizer = Tokenizer.open(folder, model.config.vocab_size)
-        if args.block_size:
-            try:
-                model.crop(args.block_size)
-            except ValueError as e:
-                raise UserError(f"--init {args.init} --block-size {args.block_size}: {e}", 2)
+        tokenizer = Tokenizer.from_pretrained(folder, model.config.vocab_size)
         if args.dropout is not None:
             model.config.dropout = args.dropout
-        return model.train(), tokenizer
-    if args.tokenizer == "gpt2":
-        tokenizer = Tokenizer.gpt2()
     else:
-        tokenizer = learn_tokenizer(problems, args.vocab_size or 1024)
-    config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd, args.dropout)
-    return GPT(config).initialise(args.seed), tokenizer
+        vocab_size = args.vocab_size or 1024
+        tokenizer = Tokenizer.gpt2() if args.tokenizer == "gpt2" else train_tokenizer(problems, vocab_size)
+        config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
+                           args.dropout)
+        model = init_weights(GPT(config), args.seed)
+    model.checkpoint_activations = args.checkpoint_activations
+    return model.train().to(args.device), tokenizer
 
 
-def encode_fitting(problems, path, role, tokenizer, block_size, guidance=None):
-    """Encode problems for a role; those longer than the block are left out, and counted on stderr.
-
-    Returns the sequences and the number, from 1, of each one's problem.
-    """
-    sequences = encode_problems(problems, role, tokenizer, guidance)
-    rows = [row for row, sequence in enumerate(sequences, 1) if fits(sequence, block_size)]
-    fitting = [sequences[row - 1] for row in rows]
-    if len(fitting) < len(sequences):
-        tqdm.write(f"{path}: {len(sequences) - len(fitting):,} of {len(sequences):,} problems are longer than the block of "
-                   f"{block_size} tokens and left out", file=sys.stderr)
-    if not fitting:
-        raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
-    return fitting, rows
-
-
-# flags that may change from a run to its --resume: the first change nothing, the second its bytes but not its soundness
-FREE = ("out", "force", "resume", "save_minutes", "cache", "rank")
-NAMED = ("minutes", "steps", "epochs", "patience", "accumulate", "world", "device", "compile", "checkpoint_activations",
-         "threads", "torch")
-
-
-def settings(args):
-    """What makes a run what it is, to be compared at --resume: {flag: value}, the files by what they hold."""
-    files = {flag: hashlib.sha256(getattr(args, flag).read_bytes()).hexdigest() for flag in ("train", "valid")}
-    flags = {flag: value if isinstance(value, (int, float, str, type(None))) else str(value)
-             for flag, value in vars(args).items() if flag not in FREE}
-    return flags | files | {"device": args.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-
-
-def open_state(args):
-    """What a run of the same settings left in last/trainer.pt, a dict; None if it has not come so far.
-
-    Raises UserError for a broken file, and (status 2) where the settings are others; what only moves the bytes is named.
-    """
-    path = args.out / "last" / "trainer.pt"
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        had = state["settings"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: broken, cannot go on with it ({type(e).__name__})")
-    for flag, value in settings(args).items():
-        if flag not in had or had[flag] == value:
-            continue
-        here, there = ("other data", "") if flag in ("train", "valid") else (value, f", the run had {had[flag]}")
-        if flag not in NAMED:
-            raise UserError(f"{path}: cannot go on: --{flag.replace('_', '-')} is {here}{there}", 2)
-        if args.rank == 0:
-            tqdm.write(f"{path}: {flag.replace('_', '-')} is {here}{there}: the bytes will be others than without a break",
-                       file=sys.stderr)
-    return state
+def claim_out_folder(args):
+    """Raise UserError (status 2) if --out holds a student or a run that nobody said to replace."""
+    if not args.force and (args.out / "student.json").exists():
+        raise UserError(f"{args.out}: holds a student already; --force replaces it, --out DIR leaves it", 2)
+    if not args.force and (args.out / "last" / "trainer.pt").exists():
+        raise UserError(f"{args.out}: holds an unfinished run; --resume continues it, --force replaces it", 2)
+    args.out.mkdir(parents=True, exist_ok=True)
 
 
 def next_command(args):
     """What to type when the student is ready: train its partner, or solve problems."""
-    role, default = args.role, Path("runs", args.role)
-    partner = {"solver": "decomposer", "decomposer": "solver", "stepwise": "solver"}.get(role)
-    if partner and not Path("runs", partner, "student.json").exists():
-        words = ["train.py", "--role", partner, "--init", args.init if pretrained(args) else args.out]
-        words += [word for flag in ("train", "valid") if (path := getattr(args, flag)) != Path("annotations", f"{flag}.jsonl")
-                  for word in (f"--{flag}", path)]
-        words += ["--minutes", 1.5] if role == "solver" and not args.init else []
+    if args.role != "solver":
+        return "python infer.py" + ("" if args.role == "decomposer" else f" --procedure {args.role}")
+    fine_tuned = args.init and is_pretrained(args.init)
+    words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
+    if args.train != Path("annotations/train.jsonl"):
+        words += ["--train", args.train, "--valid", args.valid]
+    return shlex.join(["python", *map(str, words)] + ([] if args.init else ["--minutes", "1.5"]))
+
+
+def report(args, progress):
+    """Say what came out, where it is, and what to type next."""
+    minutes, tokens = progress.seconds / 60, progress.tokens / 1e6
+    print(f"{args.role}: {progress.step:,} steps, {tokens:.1f} M tokens, {minutes:.1f} minutes")
+    if progress.best_valid_loss < math.inf:
+        print(f"validation loss {progress.valid_loss:.4f}, best {progress.best_valid_loss:.4f}")
+        print(f"{'stopped early, but usable:' if progress.stop_signal else 'saved in'} {args.out}")
+        print(f"next: {next_command(args)}")
     else:
-        words = ["infer.py"] if role in ("solver", "decomposer") else ["infer.py", "--procedure", role]
-        flag = {"solver": "--solver", "decomposer": "--decomposer", "stepwise": "--decomposer"}.get(role, "--student")
-        words += [flag, args.out] if args.out != default else []
-    return shlex.join(["python", *map(str, words)])
+        print(f"stopped before the first evaluation; the checkpoint is in {args.out / 'last'}")
+        print("next: the same command with --resume")
 
 
 def main(argv=None):
-    """Parse, open, train, say what came out and what to type next."""
-    args = parse_args(argv)
-    join_ranks(args)
-    settle(args)
+    """Parse, load, train, report."""
+    args, checkpoint = parse_args(argv)
+    init_distributed(args)
+    resolve_args(args)
     if not args.train.exists():
         raise UserError(f"{args.train}: no annotations here yet; make them with: python annotate.py")
-    problems, valid = read_problems(args.train), read_problems(args.valid)
-    state = open_state(args) if args.resume else None
-    if not args.force and not state:
-        if (args.out / "student.json").exists():
-            raise UserError(f"{args.out}: holds a student already; --force replaces it, --out DIR leaves it", 2)
-        if (args.out / "last" / "trainer.pt").exists():
-            raise UserError(f"{args.out}: holds a run that was broken off; --resume goes on with it, --force replaces it", 2)
-    if args.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-    torch.set_flush_denormal(True)  # a small model's gradients meet numbers that a CPU multiplies a hundred times slower
-    about = {"settings": settings(args)}  # before anything below changes a flag
-    if problems == valid and args.rank == 0:
-        tqdm.write(f"{args.valid}: the same problems as in {args.train}: the validation loss will say nothing", file=sys.stderr)
-
-    if state:
-        model, tokenizer = GPT(GPTConfig(**state["config"])), Tokenizer.open(args.out / "last")
-        model.load_state_dict(state["model"])
-    else:
-        if args.rank:
-            agree([0.0], args.world)  # waits for the first rank: what it downloads, the others find
-        model, tokenizer = open_student(args, problems)
-        if args.rank == 0:
-            agree([0.0], args.world)
-    model.to(args.device)
-    model.checkpoint_activations = args.checkpoint_activations
-    about["config"] = asdict(model.config)
-    block_size = model.config.block_size
-    sequences, rows = encode_fitting(problems, args.train, args.role, tokenizer, block_size, args.guidance)
-    valid_sequences, valid_rows = encode_fitting(valid, args.valid, args.role, tokenizer, block_size, args.guidance)
-    exercises = encode(recitations(problems, tokenizer, round(args.recite * len(problems)), args.seed), tokenizer)
-    exercises = [exercise for exercise in exercises if fits(exercise, block_size)]
-    sequences, rows = sequences + exercises, rows + [0] * len(exercises)
-    if args.epochs:
-        batches = plan_batches([len(ids) for ids, _ in sequences], args.batch_tokens, np.random.default_rng((args.seed, 1)))
-        args.steps = max(1, round(args.epochs * len(batches)))
-    valid_batches = [make_batch([valid_sequences[i] for i in batch], 0.0, args.device) for batch in plan_batches(
-        [len(ids) for ids, _ in valid_sequences], min(args.batch_tokens, 8192), np.random.default_rng(0))[args.rank::args.world]]
-    solve = lambda n: solved(model, tokenizer, [valid[row - 1] for row in valid_rows[:n]], args.role, args.guidance)
-    args.out.mkdir(parents=True, exist_ok=True)
+    problems, valid_problems = read_problems(args.train), read_problems(args.valid)
+    if args.rank:
+        all_reduce([0.0], args.world)  # waits for the first rank: what that downloads, the others find
+    elif not checkpoint:
+        claim_out_folder(args)
+    model, tokenizer = open_model(args, problems, resumed=checkpoint is not None)
     if args.rank == 0:
-        print(f"{args.role}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(rows) - len(exercises):,} problems, "
-              f"vocabulary {tokenizer.vocab_size:,}, {args.optimizer}, {args.device.type} {args.dtype}"
-              + f", {args.world} ranks" * (args.world > 1) + (f", from step {state['figures']['steps']:,}" if state else ""),
-              file=sys.stderr)
+        all_reduce([0.0], args.world)
 
-    began_elsewhere = pretrained(args)
-
-    def save(folder, figures, state=None):
-        """Keep the student in `folder`, and the state that --resume needs."""
-        if args.rank:
-            return
-        with written_aside(folder) as aside:
-            model.save(aside)
-            tokenizer.save(aside)
-            figures = {key: value for key, value in figures.items() if value != math.inf}  # for which JSON has no word
-            student = {"role": args.role, "guidance": args.guidance, "init": str(args.init) if args.init else None,
-                       "pretrained": began_elsewhere, **figures}
-            (aside / "student.json").write_text(json.dumps(student) + "\n")
-            if state:
-                with open(aside / "trainer.pt", "wb") as f:
-                    torch.save(about | state, f)
-
-    if not state:
-        save(args.out / "last", {"steps": 0})  # a disk that is full shows now, not after the training
-        (args.out / "last" / "trainer.pt").unlink(missing_ok=True)  # of the student that is being replaced
+    torch.set_float32_matmul_precision("high")  # on a GPU: TF32
+    torch.set_flush_denormal(True)  # tiny gradients slow a CPU down a hundred times
+    checkpoints = Checkpoints(model, tokenizer, args, checkpoint)
+    data = Data(problems, valid_problems, tokenizer, model.config.block_size, args)
+    args.max_steps = max(1, round(args.epochs * len(data.plan_epoch(1)))) if args.epochs else args.steps
+    progress = Progress(**checkpoint["progress"]) if checkpoint else Progress()
+    n_params = sum(p.numel() for p in model.parameters())
+    tell(args, f"{args.role}: {n_params:,} parameters, {len(problems):,} problems, vocabulary "
+               f"{tokenizer.vocab_size:,}, {args.optimizer}, {args.device.type} {args.dtype}, "
+               f"{args.world} rank{'s' * (args.world > 1)}, from step {progress.step:,}")
+    if args.force and args.rank == 0:
+        shutil.rmtree(args.out / "last", ignore_errors=True)
     try:
-        figures = train(model, sequences, rows, valid_batches, solve, save, args, state)
+        train(model, data, args, progress, checkpoints)
     except (RuntimeError, MemoryError) as e:
-        if isinstance(e, MemoryError) or "out of memory" in str(e) or "can't allocate memory" in str(e):
-            raise UserError(f"out of memory: lower --batch-tokens ({args.batch_tokens}), or go through it in more parts "
-                            f"(--accumulate {2 * args.accumulate}), or --checkpoint-activations")
-        if args.world > 1 and ("onnection" in str(e) or "imed out" in str(e)):
+        if isinstance(e, MemoryError) or re.search("out of memory|can't allocate memory", str(e)):
+            raise UserError(f"out of memory: lower --batch-tokens ({args.batch_tokens}), raise --grad-accum "
+                            f"({args.grad_accum}), or add --checkpoint-activations")
+        if args.world > 1 and re.search("connection|timed out", str(e), re.I):
             raise UserError(f"rank {args.rank}: another rank has died: {str(e).splitlines()[0]}")
         raise
     if args.rank == 0:
-        validated = figures["best"] < math.inf
-        print(f"{args.role}: {figures['steps']:,} steps, {figures['tokens'] / 1e6:.1f} M tokens (epoch {figures['epochs']}, "
-              f"{100 * figures['padding'] / max(figures['tokens'], 1):.1f} % padding) in {figures['seconds'] / 60:.1f} min"
-              + f"; validation loss {figures['valid_loss']:.4f}, best {figures['best']:.4f}" * validated)
-        if validated:
-            print(f"{'stopped early, but usable' if figures['stopped'] else 'kept'} in {args.out}\nnext: {next_command(args)}")
-        else:
-            print(f"stopped before the first validation; kept in {args.out / 'last'}\nnext: the same command with --resume")
+        report(args, progress)
     if args.world > 1:
         dist.destroy_process_group()
-    if figures["stopped"]:
-        sys.exit(128 + figures["stopped"])
+    if progress.stop_signal:
+        sys.exit(128 + progress.stop_signal)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -2,9 +2,10 @@
 
     python tests/bench_annotate.py
 
-prints rows converted per second, and for a mock server with --latency the requests a second of a bare client, which sends the
-same bytes over as many connections and looks at nothing, beside those of `annotate.py teacher`, which also builds prompts,
-checks replies and writes rows. Their ratio is the share of what the server can serve.
+prints rows converted per second, and for a mock server with --latency the requests a second of a bare client,
+which sends the same bytes over as many connections and looks at nothing, beside those of `annotate.py
+teacher`, which also builds prompts, checks replies and writes rows. Their ratio is the share of what the
+server can serve.
 """
 import argparse
 import asyncio
@@ -37,15 +38,18 @@ def call(*argv):
 
 def bench_conversion(folder, n):
     rows = [{"question": f"Ann has {i} pens and buys {i} more. How many has she?",
-             "answer": f"How many? ** She has {i}+{i} = <<{i}+{i}={2 * i}>>{2 * i}.\nAnd now? ** The same.\n#### {2 * i}"} for i in range(n)]
-    (folder / "gsm8k.jsonl").write_bytes(data.jsonl(rows))
+             "answer": f"How many? ** So {i}+{i} = <<{i}+{i}={2 * i}>>{2 * i}.\nNow? ** So.\n#### {2 * i}"}
+            for i in range(n)]
+    (folder / "gsm8k.jsonl").write_bytes(data.to_jsonl(rows))
     seconds = [call("gsm8k", folder / "gsm8k.jsonl", "--out", folder / f"converted{k}") for k in range(3)]
-    print(f"convert: {n:,} rows in {statistics.median(seconds):.2f} s, {n / statistics.median(seconds):,.0f} rows/s")
+    median = statistics.median(seconds)
+    print(f"convert: {n:,} rows in {median:.2f} s, {n / median:,.0f} rows/s")
 
 
 async def bare_client(port, body, requests, parallel):
     """Send the same request again and again; returns the seconds."""
-    message = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    message = head.encode() + body
     left = iter(range(requests))
 
     async def worker():
@@ -62,21 +66,22 @@ async def bare_client(port, body, requests, parallel):
 
 
 def bench_teacher(folder, latency, parallel, n, rounds):
-    server = subprocess.Popen([sys.executable, mock_teacher.__file__, "--latency", str(latency)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, mock_teacher.__file__, "--latency", str(latency)],
+                              stdout=subprocess.PIPE, text=True)
     try:
         port, path = int(server.stdout.readline()), folder / "problems.jsonl"
         problems = [mock_teacher.problem(i) for i in range(n)]
-        path.write_bytes(data.jsonl(problems))
+        path.write_bytes(data.to_jsonl(problems))
         argv = ["teacher", path, "--url", f"http://127.0.0.1:{port}", "--model", "m", "--parallel", parallel]
-        prompt = annotate.fill(annotate.built_in("socratic"), problems[0]["problem"])
+        prompt = annotate.fill_prompt(annotate.default_prompt("socratic"), problems[0]["problem"], [])
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": prompt}]}).encode()
         shares = []
         for k in range(rounds):
             bare = asyncio.run(bare_client(port, body, n, parallel))
-            teacher = call(*argv, "--out", folder / f"teacher{k}-{latency}.jsonl")
+            teacher = call(*argv, "--out", folder / f"teacher{k}-{latency}")
             shares.append(bare / teacher)
-            print(f"latency {1000 * latency:g} ms, {parallel} in parallel: bare client {n / bare:,.0f} requests/s, teacher "
-                  f"{n / teacher:,.0f}, share {100 * shares[-1]:.0f} %", flush=True)
+            print(f"latency {1000 * latency:g} ms, {parallel} in parallel: bare client {n / bare:,.0f} "
+                  f"requests/s, teacher {n / teacher:,.0f}, share {100 * shares[-1]:.0f} %", flush=True)
         print(f"latency {1000 * latency:g} ms: median share {100 * statistics.median(shares):.0f} %")
     finally:
         server.kill()
@@ -84,9 +89,9 @@ def bench_teacher(folder, latency, parallel, n, rounds):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--latency", type=float, nargs="+", default=[0.1, 0.0], help="of the server, seconds")
+    p.add_argument("--latency", type=float, nargs="+", default=[1.0, 0.1], help="of the server, seconds")
     p.add_argument("--parallel", type=int, default=64)
-    p.add_argument("--problems", type=int, default=2000)
+    p.add_argument("--problems", type=int, default=1000)
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,13 @@
-"""Opening a GPT-2 folder: peak memory and seconds, ours beside transformers'.
+"""Opening a GPT-2 folder: seconds and peak memory, ours beside transformers'.
 
     python tests/bench_open.py
 
-Random weights of GPT-2 small's and large's shape are written once for each kind of file. Each side opens the folder in a
-process of its own, in turn with the other, and reads one token. Times are from the call to the first logits, on the clock
-and of the CPU, which other work on the machine disturbs less, with as many threads as each side takes by itself; memory is the process's peak above what it held
-after the imports, as Linux tells it. The least of --runs counts, for each figure.
+Random weights of the shapes of GPT-2 small and large are written once for each kind of file. Each side opens
+the folder in a process of its own and computes the logits of one token: ours mapped, as infer.py opens a
+student; ours, as train.py does; transformers. The sides take turns, and the least of --runs counts for each
+figure. Seconds are from the call to the logits, on the clock and of the CPU, which other work on the machine
+disturbs less. Memory is the process's peak beyond what it held after the imports, as Linux reports it, in
+multiples of the weights in float32.
 """
 import argparse
 import json
@@ -18,9 +20,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, init_weights  # noqa: E402
 
 SIZES = {"124M": (12, 12, 768), "774M": (36, 20, 1280)}  # n_layer, n_head, n_embd
+SIDES = ("ours, mapped", "ours", "transformers")
 
 
 def memory(field):
@@ -28,33 +31,39 @@ def memory(field):
     return 1024 * int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0])
 
 
-def opened(side, folder):
-    """Open `folder` in this process and read one token; prints seconds and bytes as JSON."""
+def open_folder(side, folder):
+    """Open `folder` in this process and compute the logits of a token; prints the figures as JSON."""
     ids = torch.tensor([[17]])
-    GPT(GPTConfig(50, 8, 1, 1, 8)).initialise()(ids)  # what the first forward of a process takes is not the folder's
-    if side == "ours":
-        open_folder = lambda: GPT.open(folder)
-    else:
+    init_weights(GPT(GPTConfig(50, 8, 1, 1, 8)))(ids)  # the first forward of a process is slow
+    if side == "transformers":
         from transformers import AutoModelForCausalLM
-        from transformers.models.gpt2 import modeling_gpt2  # noqa: F401, imported now and not when the clock runs
-        open_folder = lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        from transformers.models.gpt2 import modeling_gpt2  # noqa: F401, imported before the clock runs
     before, start, start_cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     with torch.inference_mode():
-        open_folder()(ids)
-    print(json.dumps({"seconds": time.perf_counter() - start, "cpu": time.process_time() - start_cpu, "bytes": memory("VmHWM") - before}))
+        if side == "transformers":
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        else:
+            model = GPT.from_pretrained(folder, mapped=side == "ours, mapped")
+        model(ids)
+    print(json.dumps({"seconds": time.perf_counter() - start, "cpu": time.process_time() - start_cpu,
+                      "bytes": memory("VmHWM") - before}))
 
 
 def write_folders(size, folder):
-    """Folders of a size's random weights, {kind: path}: as we write them, unaligned as the published files are, float16."""
+    """Folders of random weights, {kind: path}: as we write them, unaligned like the published ones, float16.
+
+    Also the bytes of the weights in float32.
+    """
     n_layer, n_head, n_embd = SIZES[size]
     model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
     with torch.no_grad():
         for p in model.parameters():
             p.uniform_(-0.05, 0.05)
+    n_bytes = sum(p.nbytes for p in model.parameters())
     folders = {kind: Path(folder, size, kind) for kind in ("float32", "float32 unaligned", "float16")}
     for kind, path in folders.items():
         path.mkdir(parents=True)
-        model.half().save(path) if kind == "float16" else model.save(path)
+        (model.half() if kind == "float16" else model).save_pretrained(path)
     path = folders["float32 unaligned"] / "model.safetensors"
     with open(path, "rb") as f, open(path.with_suffix(".odd"), "wb") as odd:
         n = int.from_bytes(f.read(8), "little")
@@ -62,39 +71,42 @@ def write_folders(size, folder):
         while chunk := f.read(2 ** 24):
             odd.write(chunk)
     path.with_suffix(".odd").replace(path)
-    return folders
+    return folders, n_bytes
+
+
+def measure(path, names, runs, n_bytes):
+    """Let the sides open the folder `path` in turn; prints their rows, which begin with `names`."""
+    with open(path / "model.safetensors", "rb") as f:  # from the disk, if need be, before the clock runs
+        while f.read(2 ** 24):
+            pass
+    best = {side: {} for side in SIDES}
+    for _ in range(runs):
+        for side in SIDES:
+            out = subprocess.run([sys.executable, __file__, "--open", side, path], check=True, text=True,
+                                 capture_output=True).stdout.splitlines()[-1]
+            for figure, value in json.loads(out).items():
+                best[side][figure] = min(value, best[side].get(figure, value))
+    for side, figures in best.items():
+        ratio = figures["seconds"] / best["transformers"]["seconds"]
+        numbers = (figures["seconds"], figures["cpu"], ratio, figures["bytes"] / n_bytes)
+        print(f"| {' | '.join([*names, side, *(f'{number:.2f}' for number in numbers)])} |", flush=True)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     p.add_argument("--runs", type=int, default=3)
-    p.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
+    p.add_argument("--open", nargs=2, help=argparse.SUPPRESS)  # a side and a folder, to be measured
     args = p.parse_args()
     if args.open:
-        return opened(*args.open)
-    print("| weights | file | seconds: ours | transformers | ratio | of CPU: ours | transformers | ratio | peak / weights: ours "
-          "| transformers | ratio |\n|" + "---|" * 11)
+        return open_folder(*args.open)
+    print("| weights | file | opened by | seconds | of CPU | to transformers' | peak / weights |")
+    print("|---" * 7 + "|")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            for kind, path in write_folders(size, folder).items():
-                n_layer, _, n_embd = SIZES[size]
-                weights = 4 * (12 * n_layer * n_embd ** 2 + 13 * n_layer * n_embd + (50257 + 1024 + 2) * n_embd)  # bytes as float32
-                with open(path / "model.safetensors", "rb") as f:  # from the disk, if need be, before the clock runs
-                    while f.read(2 ** 24):
-                        pass
-                best = {}
-                for _ in range(args.runs):
-                    for side in "ours", "transformers":
-                        told = subprocess.run([sys.executable, __file__, "--open", side, path], check=True, text=True,
-                                              stdout=subprocess.PIPE).stdout.splitlines()[-1]
-                        for figure, value in json.loads(told).items():
-                            best[side, figure] = min(value, best.get((side, figure), value))
-                row = [size, kind]
-                for figure, unit in ("seconds", 1), ("cpu", 1), ("bytes", weights):
-                    ours, theirs = (best[side, figure] / unit for side in ("ours", "transformers"))
-                    row += [f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"]
-                print(f"| {' | '.join(row)} |", flush=True)
+            folders, n_bytes = write_folders(size, folder)
+            for kind, path in folders.items():
+                measure(path, [size, kind], args.runs, n_bytes)
 
 
 if __name__ == "__main__":

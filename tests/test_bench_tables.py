@@ -1,4 +1,4 @@
-"""bench_tables.py: what is run for a table, and what is made of it; the scripts themselves are not run."""
+"""bench_tables.py: what is run for a table, and what is printed. Stand-ins answer, but for the last test."""
 import json
 import re
 from pathlib import Path
@@ -8,187 +8,188 @@ import numpy as np
 import pytest
 
 import bench_tables
-from data import UserError, jsonl
+from data import UserError, read_rows, to_jsonl, write_problems
 
-PROBLEMS = [{"id": str(i), "problem": f"P {i}", "answer": "1", "steps": [{"question": "q", "solution": "s"}] * (2 + i % 2)} for i in range(8)]
-RIGHT = {"socratic": {0, 1, 2, 3, 4}, "cot": {4, 5}}  # rows that a procedure solves with the calculator; without, none is
+STEP = {"question": "How many?", "solution": "<<1+1=2>>"}
+PROBLEMS = [{"problem": f"P {i}", "answer": "2", "steps": [STEP] * (1 + i % 2)} for i in range(8)]
+CORRECT = {"socratic": {0, 1, 2, 3, 4}, "cot": {4, 5}}  # what each solves; 0, 2, 4, 6 have one step
 
 
 @pytest.fixture
-def commands(monkeypatch):
-    """The commands that are given, each a list of words; stand-ins answer them."""
-    given = []
+def commands(monkeypatch, tmp_path):
+    """The commands that are run, each a list of words; stand-ins write what the scripts would."""
+    run = []
 
-    def run(command, **how):
-        if command[0] == "git":
-            return SimpleNamespace(stdout="0123abc\n", returncode=0)
-        script, *words = command[1:]
+    def stand_in(command, stdout):
+        script, *words = Path(command[1]).name, *command[2:]
         flags = dict(zip(words, words[1:]))
-        out, printed = Path(flags["--out"]), ""
-        given.append([Path(script).name, *words])
-        if Path(script).name == "infer.py":
-            right = RIGHT.get(flags["--procedure"], set()) if "--no-calculator" not in words else set()
-            rows = [{"row": i, "problem": p["problem"], "right": i - 1 in right} for i, p in enumerate(PROBLEMS, 1)]
-            out.write_bytes(jsonl([{"run": {}}, *rows]))
-            printed = "questions exactly the teacher's: 62.5 % (5/8), in any order: ...\nas many questions ...; BLEU 71.2\naccuracy ...\n"
+        out = Path(flags["--out"])
+        run.append([script, *words])
+        if script == "infer.py":
+            correct = CORRECT.get(flags["--procedure"], ())
+            rows = [{"row": i + 1, "problem": f"P {i}", "correct": i in correct} for i in range(8)]
+            out.write_bytes(to_jsonl([{"settings": {}}, *reversed(rows)]))
         elif words[0] == "self":
-            out.parent.mkdir(exist_ok=True)
-            out.write_bytes(jsonl(PROBLEMS))
+            write_problems(out, PROBLEMS[:3] * 2)
+        elif script == "train.py":
+            (out / "last").mkdir(parents=True)
+            metrics = {"step": 9, "tokens": 2_500_000, "seconds": 60.0, "best_valid_loss": 1.0}
+            (out / "last" / "student.json").write_text(json.dumps(metrics))
         else:
-            out.mkdir(exist_ok=True)
+            out.mkdir()
             for split in "train", "valid", "test":
-                (out / f"{split}.jsonl").write_bytes(jsonl(PROBLEMS))
-            (out / "student.json").write_text(json.dumps({"tokens": 2_500_000}))
-        return SimpleNamespace(stdout=printed, returncode=0)
+                write_problems(out / f"{split}.jsonl", PROBLEMS)
+        return 0
 
-    monkeypatch.setattr(bench_tables.subprocess, "run", run)
-    monkeypatch.setattr(bench_tables.GPT, "open", lambda folder: SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1000)]))
-    return given
-
-
-def minutes(commands, out):
-    """The minutes of the student in this folder."""
-    return next(float(words[words.index("--minutes") + 1]) for words in commands if words[0] == "train.py" and words[-2] == str(out))
-
-
-def test_procedures_get_the_same_minutes_and_nothing_is_run_twice(commands, tmp_path, capsys):
-    bench_tables.main(["procedures", "--minutes", "22", "--seeds", "3", "4", "--out", str(tmp_path)])
-    for words in commands:
-        if words[0] == "infer.py" and "given" not in words:
-            students = [words[words.index(flag) + 1] for flag in ("--student", "--solver", "--decomposer") if flag in words]
-            assert sum(minutes(commands, student) for student in students) == pytest.approx(22)
-    once = [tuple(words) for words in commands]
-    assert len(once) == len(set(once)) == len((tmp_path / "runs.jsonl").read_text().splitlines())
-    first = capsys.readouterr().out
-    bench_tables.main(["procedures", "--minutes", "22", "--seeds", "3", "4", "--out", str(tmp_path)])
-    assert len(commands) == len(once) and capsys.readouterr().out == first
-
-
-def test_a_row_says_what_its_runs_came_to(commands, tmp_path, capsys):
-    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--out", str(tmp_path / "o"), "--picture", str(tmp_path / "p.svg")])
-    cot, socratic = [re.split(r" *\| *", row)[1:-1] for row in capsys.readouterr().out.splitlines() if row.startswith(("| cot", "| soc"))]
-    assert cot[:4] == ["cot", "1,000", "2.5", "25.0 (7.1-59.1)"]  # Wilson's interval of 2 of 8
-    # right of steps 2 (even rows) and 3: 0, 2, 4 and 1, 3 of four each; alone 4 (0 to 3) against 1 (5): p = 2 * 6 / 32
-    assert socratic[:3] == ["socratic", "2,000", "5.0"] and socratic[4].startswith("0.0")
-    assert socratic[5:] == ["2: 75 3: 50", "62.5, 71.2", "0.38 against cot"]
-    assert (tmp_path / "p.svg").read_text().count("<polyline") == 2
-
-
-def test_the_log_alone_prints_the_tables_and_what_it_lacks_is_made(commands, tmp_path, capsys):
-    log = str(tmp_path / "log.jsonl")
-    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--out", str(tmp_path / "a"), "--log", log])
-    first, n = capsys.readouterr().out, len(commands)
-    assert str(tmp_path) not in Path(log).read_text()
-    there = ["--out", str(tmp_path / "b"), "--log", log]
-    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--no-run", *there])
-    assert capsys.readouterr().out == first and len(commands) == n and not (tmp_path / "b").exists()
-    bench_tables.main(["votes", "--rows", "cot", "--no-run", *there])
-    printed = capsys.readouterr()
-    assert "| cot, 1 vote |" in printed.out and "| cot, 5 votes |" not in printed.out
-    assert re.search("cot, 5 votes: not in .*log.jsonl: infer.py --procedure cot --eval data-.*/test.jsonl --student cot-.* --votes 5 ", printed.err)
-    assert len(commands) == n and not (tmp_path / "b").exists()
-    # another evaluation of a student that is there no more: its data, itself, the test problems
-    bench_tables.main(["votes", "--rows", "cot, 5", *there])
-    assert [words[0] for words in commands[n:]] == ["annotate.py", "annotate.py", "train.py", "infer.py"]
-    # what the log says of that student as it was first trained counts no more
-    capsys.readouterr()
-    bench_tables.main(["procedures", "--rows", "cot", "socratic", "--no-run", *there])
-    printed = capsys.readouterr()
-    assert "| socratic |" in printed.out and "| cot |" not in printed.out and "cot: not in" in printed.err
-
-
-def test_the_log_names_data_as_it_was_given(commands, tmp_path, monkeypatch, capsys):
+    model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1500)])
+    monkeypatch.setattr(bench_tables.GPT, "from_pretrained", lambda folder: model)
+    monkeypatch.setattr(bench_tables.subprocess, "call", stand_in)
     monkeypatch.chdir(tmp_path)
-    Path("mine").mkdir()
-    for split in "train", "valid", "test":
-        Path("mine", f"{split}.jsonl").write_bytes(jsonl(PROBLEMS))
-    bench_tables.main(["procedures", "--rows", "cot", "--data", "mine", "--out", "o"])
-    log = Path("o/runs.jsonl").read_text()
-    assert "--train mine/train.jsonl --valid mine/valid.jsonl --out cot-" in log and str(tmp_path) not in log
-    assert str(tmp_path / "mine" / "train.jsonl") in commands[0]  # the scripts themselves are run in --out
-    assert "| always 1 | | | 100.0 |" in capsys.readouterr().out
+    write_problems("svamp.jsonl", PROBLEMS)
+    write_problems("bare.jsonl", [{"problem": row["problem"], "answer": "2"} for row in PROBLEMS])
+    return run
+
+
+def table(capsys, *words):
+    """The cells of a printed table, {label: {heading: cell}}, and what was said on stderr."""
+    capsys.readouterr()
+    bench_tables.main(list(words))
+    printed = capsys.readouterr()
+    lines = [re.split(r" *\| *", line)[1:-1] for line in printed.out.splitlines() if line.startswith("|")]
+    return {line[0]: dict(zip(lines[0], line)) for line in lines[2:]}, printed.err
+
+
+def test_all_procedures_get_the_same_minutes(commands):
+    bench_tables.main(["procedures", "--minutes", "22"])
+    minutes = {}  # of each student's folder, which loses "partial-" when it is complete
+    for script, *words in commands:
+        flags = dict(zip(words, words[1:]))
+        if script == "train.py":
+            minutes[flags["--out"].replace("partial-", "")] = float(flags["--minutes"])
+        elif script == "infer.py" and flags["--procedure"] != "given":
+            students = [flags[flag] for flag in ("--student", "--solver", "--decomposer") if flag in flags]
+            assert sum(minutes[student] for student in students) == pytest.approx(22)
+    assert len(minutes) == 7
+
+
+def test_a_row_says_what_its_students_solve(commands, capsys):
+    words = "procedures", "--rows", "cot", "soc", "given", "--eval", "S=svamp.jsonl", "bare=bare.jsonl"
+    cells, _ = table(capsys, *words, "--against", "cot")
+    # Wilson's interval of 2 of 8
+    expected = {"k parameters": "1.5", "M tokens": "2.5", "S, %": "25.0", "S, 95 %": "7.1-59.1"}
+    assert expected.items() <= cells["cot"].items()
+    # alone socratic solves 4 problems (0 to 3), cot 1 (5): McNemar's p is 2 * 6 / 32
+    expected = {"k parameters": "3.0", "bare, %": "62.5", "bare, ahead": "+37.5", "bare, p": "0.38"}
+    assert expected.items() <= cells["socratic"].items()
+    given = cells["given the teacher's sub-questions"]
+    assert given["S, %"] == "0.0" and given["bare, %"] == ""  # that file has no sub-questions
+    cells, _ = table(capsys, *words, "--by-steps")
+    assert (cells["socratic"]["S, 1 steps, %"], cells["socratic"]["S, 2 steps, %"]) == ("75.0", "50.0")
+
+
+def test_what_is_in_the_log_is_printed_and_not_run(commands, capsys, tmp_path):
+    words = ["procedures", "--rows", "cot", "soc", "--log", "log.jsonl", "--seeds", "0", "1"]
+    first, _ = table(capsys, *words)
+    n, log = len(commands), Path("log.jsonl").read_text()
+    assert len({tuple(command) for command in commands}) == n == len(log.splitlines())
+    assert str(tmp_path) not in log
+    assert table(capsys, *words)[0] == table(capsys, *words, "--no-run", "--out", "elsewhere")[0] == first
+    cells, said = table(capsys, "votes", "--rows", "cot", "--log", "log.jsonl", "--no-run")
+    assert list(cells) == ["cot, greedy"] and len(commands) == n
+    assert re.search(r"not in log.jsonl: infer.py .*--student .OUT/cot-\w+ --votes 9 --temperature 0.4", said)
+
+
+def test_a_student_that_is_gone_is_trained_anew_and_evaluated_anew(commands, capsys):
+    words = ["--log", "log.jsonl", "--rows", "cot"]
+    table(capsys, "procedures", *words)
     n = len(commands)
-    Path("mine/test.jsonl").write_bytes(jsonl(PROBLEMS[:6]))  # other data of the same name
-    bench_tables.main(["procedures", "--rows", "cot", "--data", "mine", "--out", "o"])
-    assert len(commands) == 2 * n
+    table(capsys, "votes", *words, "--out", "elsewhere")  # the log has its first row, of the first student
+    scripts = sorted(command[0] for command in commands[n:])
+    assert scripts == ["annotate.py"] * 2 + ["infer.py"] * 3 + ["train.py"]
+    assert len(table(capsys, "votes", *words, "--no-run")[0]) == 3
 
 
-def test_a_training_that_was_killed_before_it_kept_anything_begins_anew(commands, tmp_path):
-    bench_tables.main(["procedures", "--rows", "cot", "--out", str(tmp_path)])
-    assert commands[2][0] == "train.py" and commands[2][-1] == "--resume"
-    (tmp_path / "runs.jsonl").unlink()  # the student's folder, with student.json, is there, and no last/
-    bench_tables.main(["procedures", "--rows", "cot", "--out", str(tmp_path)])
-    assert commands[-3][0] == "train.py" and commands[-3][-1] == "--force"
+@pytest.mark.parametrize("has_checkpoint", (True, False))
+def test_a_stopped_training_goes_on_from_its_checkpoint(has_checkpoint, commands, monkeypatch):
+    stand_in, found = bench_tables.subprocess.call, []
+
+    def stopped(command, stdout):
+        if command[1].name != "train.py":
+            return stand_in(command, stdout)
+        out = Path(command[command.index("--out") + 1])
+        found.append(out.exists())
+        (out / "last").mkdir(parents=True, exist_ok=True)
+        (out / "last" / ("trainer.pt" if has_checkpoint else "other")).touch()
+        return 130
+
+    monkeypatch.setattr(bench_tables.subprocess, "call", stopped)
+    for _ in range(2):
+        with pytest.raises(UserError, match="train.py ended with status 130"):
+            bench_tables.main(["procedures", "--rows", "cot"])
+    assert found == [False, has_checkpoint]
+
+
+def test_a_test_file_that_has_changed_is_told(commands):
+    words = ["procedures", "--rows", "cot", "--eval", "S=svamp.jsonl"]
+    bench_tables.main(words)
+    write_problems("svamp.jsonl", PROBLEMS[:6])
+    bench_tables.checksum.cache_clear()
+    with pytest.raises(UserError, match="svamp.jsonl has changed since"):
+        bench_tables.main(words)
+
+
+def test_the_self_teacher_trains_on_what_the_round_before_found(commands, capsys):
+    cells, _ = table(capsys, "self_teacher", "--answers", "svamp.jsonl", "--rounds", "2", "--times", "4")
+    assert list(cells) == ["round 0", "round 1", "round 2", "the file's own steps"]
+    assert [its.get("problems annotated", "") for its in cells.values()] == ["", "3", "3", ""]
+    files = [path.read_text().splitlines() for path in Path("runs/tables").glob("beside-*")]
+    assert sorted(len(lines) for lines in files) == [8 + 4 * 6, 8 + 4 * 6, 8 + 4 * 8]
+    solvers = [words[words.index("--solver") + 1] for words in commands if "self" in words]
+    assert len(set(solvers)) == 2
+
+
+@pytest.mark.parametrize("name", bench_tables.TABLES)
+def test_every_table_can_be_made(name, commands, capsys):
+    cells, _ = table(capsys, name, "--answers", "svamp.jsonl", "--setting", "wide=--n-embd 64", "same=")
+    assert len(cells) >= 2 and all(0 <= float(its["templates, %"]) <= 100 for its in cells.values())
 
 
 @pytest.mark.parametrize("words, message", [
-    (["nonsense"], "invalid choice: 'nonsense'"), (["--data", "nowhere"], "nowhere/train.jsonl"), (["--seeds", "1", "1"], "each once"),
-    (["procedures", "--rows", "quick"], "--rows quick: no row begins so; there are cot, answer, unified"),
-    (["--log", "nowhere/log.jsonl"], "--log nowhere/log.jsonl: there is no such folder"), (["lengths", "--data", "x"], "need the templates"),
-    (["procedures", "--", "--minutes", "5"], "-- --minutes: these tables set it"), (["sizes", "--", "--n-embd=8"], "-- --n-embd: these"),
-    (["optimizers", "--", "--lr", "1"], "-- --lr: these"), (["--init", "a/gpt2", "b/gpt2"], "two folders of one name"),
-    (["votes", "--side-by-side", "--picture", "p.svg"], "--picture: not with"),
+    (["nonsense"], "invalid choice: 'nonsense'"), (["votes", "--seeds", "1", "1"], "each once"),
+    (["votes", "--rows", "quick"], "quick: no row's label begins so; there are: cot, greedy"),
+    (["votes", "--eval", "svamp.jsonl"], "svamp.jsonl is not NAME="), (["self_teacher"], "needs --answers FILE"),
+    (["votes", "--log", "nowhere/log.jsonl"], "--log nowhere/log.jsonl: no such folder"),
 ])
-def test_a_users_mistake_is_one_line_and_runs_nothing(words, message, commands, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises((UserError, OSError), match=message) as e:
+def test_a_users_mistake_is_one_line_and_runs_nothing(words, message, commands):
+    with pytest.raises(UserError, match=message) as e:
         bench_tables.main(words)
-    assert "\n" not in str(e.value) and not commands and not list(tmp_path.iterdir())
+    assert "\n" not in str(e.value) and not commands
 
 
-def test_the_largest_factor_is_of_single_students_that_make_something_of_their_size():
-    def result(procedure, parameters, right):
-        row = bench_tables.Row(f"{procedure}, {parameters}", procedure, None, None)
-        return bench_tables.Result(row, parameters, 1.0, [right * "1" + (10 - right) * "0"], [], {}, [], [], [], set())
-
-    results = [result("cot", 10, 4), result("socratic", 20, 6), result("cot", 40, 5), result("socratic", 80, 9), result("cot", 160, 4)]
-    # the cot of 160 is no better than that of 10: to be as right as that is no feat
-    assert bench_tables.largest_factor(results).endswith("as right: 2.0 (socratic, 20, 60.0 %, and cot, 40, 50.0 %)")
-    assert bench_tables.largest_factor(results[:1] + [result("socratic", 20, 3)]).endswith("0.0 (none is)")
-
-
-@pytest.mark.parametrize("n", (2, 3, 4, 10))
-def test_the_interval_of_several_seeds_holds_one_more_in_19_of_20_cases(n):
-    random = np.random.default_rng(n)
-    held = []
-    for seeds in random.normal(500, 30, (2000, n + 1)).round().astype(int).clip(0, 1000).tolist():
-        low, high = re.fullmatch(r"[\d.]+ \(([\d.]+)-([\d.]+): .*\)", bench_tables.percent([k * "1" + (1000 - k) * "0" for k in seeds[:n]])).groups()
-        held.append(float(low) <= seeds[n] / 10 <= float(high))
-    assert np.mean(held) == pytest.approx(0.95, abs=0.015)  # three standard deviations of a share of 2,000
+@pytest.mark.parametrize("n", (2, 3, 10))
+def test_the_intervals_over_seeds_are_students(n):
+    stats = pytest.importorskip("scipy.stats")
+    counts = np.random.default_rng(n).integers(480, 520, (2, n))
+    a, b = ([k * "1" + (1000 - k) * "0" for k in its] for its in counts)
+    accuracy = bench_tables.accuracy_cells("S", a)["S, 95 %"].split("-")
+    ahead = bench_tables.comparison_cells("S", a, b)["S, 95 % of ahead"].split(" to ")
+    for printed, values in (accuracy, counts[0] / 10), (ahead, (counts[0] - counts[1]) / 10):
+        expected = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
+        assert [float(end) for end in printed] == pytest.approx(list(expected), abs=0.06)
 
 
-def test_by_how_many_points_a_row_is_ahead_holds_the_true_difference_in_19_of_20_cases():
-    random = np.random.default_rng(0)
-    row = bench_tables.Row("socratic", "socratic", None, None)
-    held = []
-    for ahead in random.normal(0.04, 0.1, (2000, 3)).tolist():
-        said = bench_tables.compared(bench_tables.Result(row, 0, 0, [], [], {}, [], ahead, [0.5, 0.25, 1e-9], set()))
-        mean, low, high = map(float, re.fullmatch(r"(\S+) \((\S+) to (\S+)\); 0\.5, 0\.25, 1e-09 against cot", said).groups())
-        assert mean == pytest.approx(100 * np.mean(ahead), abs=0.051)
-        held.append(low <= 4 <= high)
-    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
-
-
-def test_side_by_side_pairs_what_differs_in_the_procedure_alone(commands, tmp_path, capsys):
-    bench_tables.main(["amounts", "votes", "guidance", "procedures", "--side-by-side", "--out", str(tmp_path / "o")])
-    lines = [re.split(r" *\| *", line)[1:-1] for line in capsys.readouterr().out.splitlines()]
-    cot, socratic = "25.0 (7.1-59.1)", "62.5 (30.6-86.3)"
-    assert ["1,000 problems", cot, socratic, "0.38"] in lines
-    assert ["5 votes", cot, socratic, "1 against cot, 1 vote; 1 against socratic, 1 vote"] in lines
-    assert ["equations", "", socratic, "1 against nothing"] in lines
-    assert ["", cot, socratic, "0.38"] in lines and not any(words[0] == "train.py" and "unified" in words for words in commands)
-
-
-@pytest.mark.parametrize("table", bench_tables.TABLES)
-def test_every_table_can_be_made(table, commands, tmp_path, capsys):
-    bench_tables.main([table, "--out", str(tmp_path)])
-    assert capsys.readouterr().out.count("\n| ") >= 4
-
-
-@pytest.mark.parametrize("words", [
-    ["procedures", "--seeds", "0", "1", "2"], ["self_teacher", "--seeds", "0", "1", "2"], ["sizes", "longer", "generalisation", "amounts", "votes", "guidance", "--side-by-side"]])
-def test_the_tables_of_readme_are_those_of_the_log(words, tmp_path, capsys):
-    bench_tables.main([*words, "--minutes", "6", "--no-run", "--log", str(bench_tables.ROOT / "tests" / "tables.jsonl"), "--out", str(tmp_path)])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and not line.startswith("| |")]
-    readme = (bench_tables.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(rows) >= 6 and [line for line in readme if line in rows] == rows
+def test_the_scripts_themselves_fill_a_table(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    for split in "train", "valid", "test":
+        write_problems(f"mine/{split}.jsonl", PROBLEMS)
+    words = ["procedures", "--rows", "cot", "--data", "mine", "--eval", "own=mine/test.jsonl",
+             "--minutes", "0.02", "--", "--n-embd", "32", "--n-layer", "1"]
+    bench_tables.main(words)
+    first = capfd.readouterr().out
+    assert re.search(r"\n\| cot \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+-[\d.]+ \|\n", first)
+    trained, evaluated = [row for _, row in read_rows("runs/tables/tables.jsonl")]
+    assert trained["parameters"] > 10_000 and len(trained["files"]) == 2
+    assert {n: len(text) for n, text in evaluated["correct"].items()} == {"1": 4, "2": 4}
+    bench_tables.main(words)
+    assert capfd.readouterr().out == first and len(list(read_rows("runs/tables/tables.jsonl"))) == 2
