@@ -1,22 +1,23 @@
-"""From a JSONL row to tensors, and everything about answers. Start reading the project here.
+r"""From a JSONL row to tensors, and everything about answers. Start reading the project here.
 
-A teacher's annotation of one problem is one JSON object, one a line in a file:
+A teacher's annotation of one problem is one JSON object, one a line in a file (here on four lines):
 
     {"id": "a-1", "problem": "Ann has 3 cats. Bob has 2 more. How many do they have together?",
      "steps": [{"question": "How many does Bob have?", "solution": "Bob has <<3+2=5>>5 cats."},
                {"question": "How many do they have together?", "solution": "They have <<3+5=8>>8 cats."}],
      "answer": "8"}
 
-A role decides which of these texts a student reads and which it learns to write. For a solver the row becomes
-one sequence of tokens, below in three lines, and the loss mask is true for the text that is underlined:
+A role decides which of these texts a student reads and which it learns to write. The row becomes one sequence of
+tokens, laid out in segments. For a solver:
 
-     Ann has 3 cats. Bob has 2 more. How many do they have together?\\n
-     How many does Bob have?\\n Bob has <<3+2=5>>5 cats.\\n How many do they have together?\\n
-                              -------------------------                                     ...
-     They have <<3+5=8>>8 cats.\\n#### 8<|endoftext|>
-    ----------------------------     ----------------
-
-Nothing here knows of models or training, and nothing elsewhere knows how text is laid out.
+    segment                                                               under the loss
+     Ann has 3 cats. Bob has 2 more. How many do they have together?\n    no, it is read
+     How many does Bob have?\n                                            no
+     Bob has <<3+2=5>>5 cats.\n                                           yes, it is to be written
+     How many do they have together?\n                                    no
+     They have <<3+5=8>>8 cats.\n                                         yes
+    ####                                                                  no
+     8<|endoftext|>                                                       yes
 """
 import argparse
 import ast
@@ -49,7 +50,7 @@ import torch
 class Role(NamedTuple):
     """How a problem is laid out for a role. Each kind of segment is a letter:
 
-    P problem, q sub-question, s solution, # the mark before the answer, a answer, . end of the sub-questions.
+    P problem, q sub-question, s solution, # the mark before the answer, a answer, . the token <|endoftext|>.
     """
     step: str   # what each step adds to the sequence, after P
     close: str  # what stands at the end
@@ -59,15 +60,15 @@ class Role(NamedTuple):
 # "#" is under the loss where the student itself must decide that the answer is due. A solver is told: it is
 # given the mark when no sub-question is left.
 ROLES = {
-    "answer": Role("", "#a", "a"),
-    "cot": Role("s", "#a", "s#a"),
-    "unified": Role("qs", "#a", "qs#a"),
+    "answer": Role("", "#a.", "a."),
+    "cot": Role("s", "#a.", "s#a."),
+    "unified": Role("qs", "#a.", "qs#a."),
     "decomposer": Role("q", ".", "q."),
     "stepwise": Role("qs", ".", "q."),
-    "solver": Role("qs", "#a", "sa"),
+    "solver": Role("qs", "#a.", "sa."),
 }
 MARK = "####"  # GSM8K's mark before the final answer
-GUIDANCE = "steps", "equations"  # what the paper's guided decomposer may be told beside the problem
+GUIDANCE = ("steps", "equations")  # what the paper's guided decomposer may be told beside the problem
 
 
 # ---- rows in and out ---------------------------------------------------------------------------------------
@@ -153,8 +154,8 @@ def _check_text(row, field, where, prefix=""):
 def read_problems(path, steps=True, answer=True):
     """Read a file of problems strictly.
 
-    steps, answer: whether each row must have them. A problem to be solved and not scored needs neither, and its
-    sub-questions need no solutions. Returns a list of dicts as in the example at the top; other keys are kept.
+    steps, answer: whether each row must have them. A problem to be solved and not scored needs neither, nor
+    solutions of its sub-questions. Returns a list of dicts as in the example at the top; other keys are kept.
     Raises UserError that names file, line and field.
     """
     problems = []
@@ -191,14 +192,14 @@ def to_line(text):
 def guidance_text(problem, guidance):
     """The paper's guidance: what a decomposer is told beside the problem.
 
-    guidance "steps": how many sub-questions to ask, "2"; "equations": which ones, "3+2, 3+5". They are taken
+    guidance "steps": how many sub-questions to ask, "2"; "equations": which, "3+2=5, 3+5=8". They are taken
     from the problem's own solutions unless it has a text of its own under "guide".
     """
     if "guide" in problem:
         return str(problem["guide"])
     if guidance == "steps":
         return str(len(problem["steps"]))
-    solutions = " ".join(step["solution"] for step in problem["steps"])
+    solutions = " ".join(step.get("solution", "") for step in problem["steps"])
     return ", ".join(re.findall("<<(.*?)>>", solutions))
 
 
@@ -211,7 +212,7 @@ def segments(problem, role, guidance=None):
     """Lay a problem out for a role: a list of (text, in_loss) in order. The text None is the token
     <|endoftext|>.
 
-    An answer ends in <|endoftext|>, every other segment in a newline: so a student learns when to stop.
+    Lines end in a newline and answers in <|endoftext|>: so a student learns when to stop.
     """
     step_kinds, close_kinds, loss_kinds = ROLES[role]
     text_of = {"#": MARK, "a": f" {' '.join(problem['answer'].split())}", ".": None}
@@ -219,8 +220,7 @@ def segments(problem, role, guidance=None):
     for step in problem["steps"]:
         text_of |= {"q": to_line(step["question"]), "s": to_line(step["solution"])}
         parts += [(text_of[kind], kind in loss_kinds) for kind in step_kinds]
-    parts += [(text_of[kind], kind in loss_kinds) for kind in close_kinds]
-    return parts + [(None, True)] if close_kinds.endswith("a") else parts
+    return parts + [(text_of[kind], kind in loss_kinds) for kind in close_kinds]
 
 
 def encode_problems(problems, role, tokenizer, guidance=None):
@@ -231,7 +231,7 @@ def encode_problems(problems, role, tokenizer, guidance=None):
 def encode_segments(laid_out, tokenizer):
     """Encode lists of segments. Returns a list of (ids, loss_mask), numpy arrays of int32 and bool.
 
-    Segments are encoded one by one, so that training and decoding see the same token boundaries.
+    Segments are encoded one by one, as they are when a student reads them: the same token boundaries.
     """
     texts = list(dict.fromkeys(text for parts in laid_out for text, _ in parts if text is not None))
     ids_of = dict(zip(texts, tokenizer.encode_batch(texts))) | {None: [tokenizer.end]}
@@ -342,7 +342,7 @@ def _value(match):
 def parse_number(text):
     """The Fraction that a text is, if it is one number as people write it; None if it is not.
 
-    Read are "70,000", "70000.0", "$70,000", "-5", "+7", "1/2", "1 1/2", "50%" (as 50: the sign is a unit),
+    It reads "70,000", "70000.0", "$70,000", "-5", "+7", "1/2", "1 1/2", "50%" (as 50: the sign is a unit),
     the minus sign U+2212, digit groups with narrow or no-break spaces, vulgar fractions and LaTeX's
     \\frac{1}{2}.
     """
@@ -388,19 +388,19 @@ def calculate(expression):
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)  # Python has no 05 and no 5%
     text = re.sub(r"(\d+\.?\d*|\.\d+)%", r"(\1/100)", text)
     try:
-        return _format(_evaluate(ast.parse(text, mode="eval").body))
+        return _format(_evaluate(ast.parse(text, mode="eval").body, text))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
         return None
 
 
-def _evaluate(node):
-    """The Fraction of a syntax tree of Python; ValueError if there is more in it than arithmetic."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return Fraction(str(node.value))
+def _evaluate(node, text):
+    """The Fraction of a node of Python's syntax tree of `text`; ValueError if it is no arithmetic."""
+    if isinstance(node, ast.Constant):
+        return Fraction(text[node.col_offset:node.end_col_offset])
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_evaluate(node.operand))
+        return _OPERATORS[type(node.op)](_evaluate(node.operand, text))
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return Fraction(_OPERATORS[type(node.op)](_evaluate(node.left), _evaluate(node.right)))
+        return Fraction(_OPERATORS[type(node.op)](_evaluate(node.left, text), _evaluate(node.right, text)))
     raise ValueError("no arithmetic")
 
 
@@ -576,7 +576,7 @@ class Tokenizer:
 
     def save_pretrained(self, folder):
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them to the same ids."""
-        words = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
+        vocabulary = {"".join(_CHAR[b] for b in token): i for token, i in self.ranks.items()}
         merges = []
         for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
             if len(token) > 1:  # it was merged from what BPE makes of it with the tokens before it
@@ -584,7 +584,7 @@ class Tokenizer:
                 merges.append(" ".join("".join(_CHAR[b] for b in part) for part in parts))
         config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END,
                   "add_prefix_space": False, "clean_up_tokenization_spaces": False}
-        for name, text in (("vocab.json", json.dumps({**words, END: self.end}, ensure_ascii=False)),
+        for name, text in (("vocab.json", json.dumps(vocabulary | {END: self.end}, ensure_ascii=False)),
                            ("merges.txt", "\n".join(["#version: 0.2", *merges, ""])),
                            ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
             Path(folder, name).write_text(text, encoding="utf-8")
@@ -595,9 +595,9 @@ class Tokenizer:
 
         vocab_size: that of the folder's model, if it has one. Raises UserError that names the file.
         """
-        path, words, merges = _read_vocabulary(Path(folder))
+        path, vocabulary, merges = _read_vocabulary(Path(folder))
         tokens = [*(_CHAR[b] for b in _BYTES), *("".join(pair) for pair in merges), END]
-        if words != {token: i for i, token in enumerate(tokens)}:
+        if vocabulary != {token: i for i, token in enumerate(tokens)}:
             raise UserError(f"{path}: not the vocabulary of its merges: 256 bytes, {len(merges)} merges in "
                             f"order, then {END}")
         if vocab_size not in (None, len(tokens)):
@@ -608,14 +608,14 @@ class Tokenizer:
     def gpt2(cls):
         """GPT-2's own 50,257 tokens, from tiktoken (downloaded once, or found through TIKTOKEN_CACHE_DIR)."""
         if cache := os.environ.get("TIKTOKEN_CACHE_DIR"):
-            problem = _check_tiktoken_cache(Path(cache))
+            reason = _check_tiktoken_cache(Path(cache))
         else:
-            problem = ("set TIKTOKEN_CACHE_DIR to tiktoken's cache, "
+            reason = ("set TIKTOKEN_CACHE_DIR to tiktoken's cache, "
                        "or --init to a folder with vocab.json and merges.txt")
         try:
             return cls(tiktoken.get_encoding("gpt2")._mergeable_ranks)
         except Exception as e:  # whatever the download fails with
-            raise UserError(f"GPT-2's vocabulary could not be downloaded ({type(e).__name__}): {problem}")
+            raise UserError(f"GPT-2's vocabulary could not be downloaded ({type(e).__name__}): {reason}")
 
     @classmethod
     def train(cls, texts, vocab_size):
@@ -640,7 +640,7 @@ class Tokenizer:
         heapq.heapify(heap)
         while heap and len(ranks) < vocab_size - 1:
             n, pair = heapq.heappop(heap)
-            if -n != pair_counts[pair] or n == 0:
+            if -n != pair_counts[pair]:
                 continue  # an old count: the pair's present one is in the heap too
             token = pair[0] + pair[1]
             if token in ranks or -n < 2 or _UNWANTED.search(token) or _overlaps_itself(token):
@@ -694,8 +694,9 @@ def _read_vocabulary(folder):
         kind = model["type"], splitter["type"], splitter["add_prefix_space"], found["normalizer"]
         if kind != ("BPE", "ByteLevel", False, None):
             raise ValueError("not byte-level BPE")
-        words = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
-        return path, words, [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        vocabulary = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return path, vocabulary, merges
     except OSError as e:
         raise UserError(f"{e.filename}: {e.strerror}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -857,7 +858,7 @@ def get_device(name=None):
 
 @contextlib.contextmanager
 def atomic_write(folder):
-    """A temporary folder whose files replace those of `folder` when the block ends well, each at once.
+    """A temporary folder whose files replace those of `folder`, one by one, when the block ends well.
 
     If the block fails, `folder` stays as it was. Raises UserError that names it, for example on a full disk.
     """

@@ -446,9 +446,10 @@ def read_weights(folder, model, mapped):
         weights[name] = tensor.float()
         if not weights[name].sum().isfinite():
             raise ValueError(f"{path}: {name} holds NaN or infinite weights")
+    head = weights.pop("lm_head.weight", None)
     if missing := shapes.keys() - weights.keys() - {"lm_head.weight"}:
         raise ValueError(f"{path}: tensor {min(missing)} is missing")
-    if not torch.equal(weights.pop("lm_head.weight", weights["wte.weight"]), weights["wte.weight"]):
+    if head is not None and not torch.equal(head, weights["wte.weight"]):
         raise ValueError(f"{path}: lm_head.weight is not wte.weight, only a head tied to it is supported")
     return weights
 

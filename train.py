@@ -205,18 +205,15 @@ def wide_parts(matrix):
     return [part.mT if part.shape[0] > part.shape[1] else part for part in parts]
 
 
-# AdamW's epsilon for embeddings: below the gradient of the embeddings of words in use, above that of the
-# others
-EMBEDDING_EPS = 1e-4
+EMBEDDING_EPS = 1e-4  # of AdamW: smaller than the gradients of words in use, larger than those of others
 
 
 def make_optimizers(model, args):
     """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; only matrices decay.
 
-    Beside Muon, where students start from scratch, embeddings do not decay, and their epsilon is so large
-    that AdamW does not make full steps of the tiny gradients with which the softmax pushes down tokens that
-    do not occur. Those are all pushed the same way, and within some thousand steps they were one vector:
-    nobody could copy a word of them.
+    Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The softmax
+    pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that into full steps,
+    and within some thousand of them these embeddings were one vector: no word of such tokens could be copied.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
@@ -282,7 +279,9 @@ def count_solved(model, tokenizer, problems, role, guidance=None):
                  "cot": infer.cot, "answer": infer.answer}.get(role)
     if not procedure:
         return {}  # it cannot go on without a solver
-    students, solved = {role: infer.Student(model, tokenizer, len(problems), guidance)}, 0
+    c = model.config  # a cache of 256 MiB at most, beside the optimizer's state
+    n_rows = max(1, min(len(problems), 2 ** 26 // (2 * c.n_layer * c.n_embd * c.block_size)))
+    students, solved = {role: infer.Student(model, tokenizer, n_rows, guidance)}, 0
     for i, record in infer.solve(problems, procedure, students):
         if role == "decomposer":
             asked, wanted = ([" ".join(step["question"].split()) for step in steps]
@@ -339,6 +338,16 @@ def all_reduce_gradients(model, world):
         p.grad = part.view_as(p)
 
 
+@contextlib.contextmanager
+def first_rank_first(args):
+    """The first rank goes through the block before the others begin it."""
+    if args.rank:
+        dist.barrier()
+    yield
+    if args.world > 1 and args.rank == 0:
+        dist.barrier()
+
+
 class DelayedMax:
     """The largest of all ranks' numbers, one call late: exchanged while a step computes, so nobody waits."""
 
@@ -377,6 +386,28 @@ class Progress:
     evals_without_improvement: int = 0
     stop_signal: int = 0  # number of the signal that ended the run early
 
+    def share_done(self, args):
+        """From 0 to 1, by steps or by time."""
+        return self.step / args.max_steps if args.max_steps else self.seconds / (60 * args.minutes)
+
+    def evaluation_due(self, done, args):
+        """Whether another tenth of the run is over. Of a limited time, evaluations may take a tenth."""
+        self.eval_index = min(self.eval_index, int(10 * done))  # of a run that was resumed to be longer
+        affordable = args.max_steps or self.eval_seconds <= 0.1 * self.seconds
+        return int(10 * done) > self.eval_index and affordable
+
+    def is_best(self):
+        """Whether the validation loss is the best so far; counts the evaluations since then."""
+        if self.valid_loss < self.best_valid_loss:
+            self.best_valid_loss, self.evals_without_improvement = self.valid_loss, 0
+            return True
+        self.evals_without_improvement += 1
+        return False
+
+    def out_of_patience(self, args):
+        """Whether --patience evaluations in a row brought no improvement."""
+        return args.patience and self.evals_without_improvement >= args.patience
+
 
 def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoints"):
     """Train `model` in place until its steps or minutes are over, its patience is, or a signal asks to stop.
@@ -399,18 +430,11 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
             clock = 0.0 if args.rank else time.perf_counter() - start
             progress.seconds, stop_signal = max_over_ranks([clock, signals[0] if signals else 0])
             progress.stop_signal = int(stop_signal)
-            if args.max_steps:
-                done = progress.step / args.max_steps
-            else:
-                done = progress.seconds / (60 * args.minutes)
-            patient = not args.patience or progress.evals_without_improvement < args.patience
-            finished = done >= 1 or progress.stop_signal or not patient
-            # ten evaluations; where time is limited they may take a tenth of it, and SIGTERM leaves none
-            tenth = int(10 * done)
-            progress.eval_index = min(progress.eval_index, tenth)  # of a run that was resumed to be longer
-            affordable = args.max_steps or progress.eval_seconds <= 0.1 * progress.seconds
-            evaluation_due = finished or tenth > progress.eval_index and affordable
-            evaluation_due = evaluation_due and progress.stop_signal != signal.SIGTERM
+            done = progress.share_done(args)
+            finished = done >= 1 or progress.stop_signal or progress.out_of_patience(args)
+            evaluation_due = progress.evaluation_due(done, args) or finished
+            if progress.stop_signal == signal.SIGTERM:
+                evaluation_due = False  # there is no time left
             checkpoint_due = finished or progress.seconds - saved_at >= 60 * args.save_minutes
 
             if evaluation_due or checkpoint_due or log.due(progress):
@@ -425,10 +449,8 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
                         solved = count_solved(model, data.tokenizer, data.to_solve, args.role, args.guidance)
                     log.write_evaluation(progress, solved)
                 progress.eval_seconds += all_reduce([time.perf_counter() - began], args.world)[0] / args.world
-                progress.eval_index = tenth
-                progress.evals_without_improvement += 1
-                if progress.valid_loss < progress.best_valid_loss:
-                    progress.best_valid_loss, progress.evals_without_improvement = progress.valid_loss, 0
+                progress.eval_index = int(10 * done)
+                if progress.is_best():
                     checkpoints.save(args.out, progress)
             if checkpoint_due and not progress.stop_signal:
                 checkpoints.save(args.out / "last", progress, optimizers, scaler)
@@ -439,10 +461,9 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
             # one optimizer step
             lr = args.lr * schedule(progress.step, done, args.warmup)
             indices = data.next_batch(progress)
-            step_weight = data.count_tokens(indices, progress)
-            progress.step += 1
+            step_weight = data.count_tokens(indices, progress)  # of all micro-batches and ranks
             if model.config.dropout:  # a seed for each step and rank, so that --resume repeats it
-                torch.manual_seed((args.seed * 10 ** 9 + progress.step) * args.world + args.rank)
+                torch.manual_seed(((args.seed * 10 ** 9 + progress.step) * args.world + args.rank) % 2 ** 63)
             loss_sum = torch.zeros((), device=args.device)
             for micro_batch in data.micro_batches(indices):
                 loss, _ = weighted_loss(forward, micro_batch, autocast)
@@ -483,11 +504,12 @@ class Data:
 
     def __init__(self, problems, valid_problems, tokenizer, block_size, args):
         self.args, self.tokenizer = args, tokenizer
+        # of each sequence: which row of --train it is, from 1, or None for a copy example
         self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
         copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
         copies = [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
         self.sequences += copies
-        self.rows += [None] * len(copies)  # of each sequence: which row of --train it is, from 1
+        self.rows += [None] * len(copies)
         self.lengths = [len(ids) for ids, _ in self.sequences]
         self.plan, self.planned_epoch = [], 0
 
@@ -505,7 +527,8 @@ class Data:
 
     def next_batch(self, progress):
         """The sequences of the next step, a list of indices."""
-        progress.epoch += progress.next_batch == 0
+        if progress.next_batch == 0:
+            progress.epoch += 1
         if self.planned_epoch != progress.epoch:
             self.plan, self.planned_epoch = self.plan_epoch(progress.epoch), progress.epoch
         indices = self.plan[progress.next_batch]
@@ -524,11 +547,12 @@ class Data:
                 yield make_batch(sequences, self.args.prompt_loss_weight, self.args.device)
 
     def count_tokens(self, indices, progress):
-        """Count a step's tokens, of all ranks; returns the sum of their loss weights."""
+        """Count a step and its tokens, of all ranks; returns the sum of their loss weights."""
         tokens = sum(self.lengths[i] - 1 for i in indices)
         loss_tokens = sum(int(self.sequences[i][1][1:].sum()) for i in indices)
         padded = sum(len(part) * (max(self.lengths[i] for i in part) - 1)
                      for part in self.split(indices) if len(part))
+        progress.step += 1
         progress.tokens += padded
         progress.padding += padded - tokens
         progress.loss_tokens += loss_tokens
@@ -638,8 +662,8 @@ def draw_curve(rows):
     marks = ['<text x="60" y="365">optimizer steps, from the first row to the last</text>']
     for value in (digit * 10.0 ** power for power in range(-6, 4) for digit in (1, 2, 5)):
         if low <= math.log10(value) <= low + height:
-            place = f'{y(math.log10(value)):.1f}'
-            marks.append(f'<path d="M60 {place}h560" stroke="#ddd"/><text x="10" y="{place}">{value:g}</text>')
+            at = f"{y(math.log10(value)):.1f}"
+            marks.append(f'<path d="M60 {at}h560" stroke="#ddd"/><text x="10" y="{at}">{value:g}</text>')
     for (key, points), colour, place in zip(curves.items(), ("#999", "#06c"), (60, 320)):
         line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
         marks += [f'<polyline points="{line}" fill="none" stroke="{colour}"/>',
@@ -726,6 +750,7 @@ class Checkpoints:
             (temporary / "student.json").write_text(json.dumps(self.about | metrics) + "\n", encoding="utf-8")
             if optimizers:
                 state = {"settings": self.settings, "sha256": self.sha256, "progress": asdict(progress),
+                         "model": self.model.state_dict(),
                          "optimizers": [each.state_dict() for each in optimizers],
                          "scaler": scaler.state_dict()}
                 try:
@@ -736,11 +761,11 @@ class Checkpoints:
 
 # ---- the command -------------------------------------------------------------------------------------------
 
-def open_model(args, problems, resumed):
+def open_model(args, problems, checkpoint):
     """The model to start from, on its device, and its tokenizer: those of last/, of --init, or new ones."""
-    if resumed or args.init:
+    if checkpoint or args.init:
         try:
-            folder = args.out / "last" if resumed else args.init
+            folder = args.out / "last" if checkpoint else args.init
             folder = folder if folder.is_dir() else download_published(str(folder))
             model = GPT.from_pretrained(folder)
             model.crop_block_size(args.block_size or model.config.block_size)
@@ -755,6 +780,8 @@ def open_model(args, problems, resumed):
         config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
                            args.dropout)
         model = init_weights(GPT(config), args.seed)
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])  # a kill may have left newer weights beside trainer.pt
     model.checkpoint_activations = args.checkpoint_activations
     return model.train().to(args.device), tokenizer
 
@@ -771,7 +798,10 @@ def claim_out_folder(args):
 def next_command(args):
     """What to type when the student is ready: train its partner, or solve problems."""
     if args.role != "solver":
-        return "python infer.py" + ("" if args.role == "decomposer" else f" --procedure {args.role}")
+        words = ["infer.py"] if args.role == "decomposer" else ["infer.py", "--procedure", args.role]
+        if args.out != Path("runs", args.role):
+            words += ["--decomposer" if args.role in ("decomposer", "stepwise") else "--student", args.out]
+        return shlex.join(["python", *map(str, words)])
     fine_tuned = args.init and is_pretrained(args.init)
     words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
     if args.train != Path("annotations/train.jsonl"):
@@ -800,13 +830,10 @@ def main(argv=None):
     if not args.train.exists():
         raise UserError(f"{args.train}: no annotations here yet; make them with: python annotate.py")
     problems, valid_problems = read_problems(args.train), read_problems(args.valid)
-    if args.rank:
-        all_reduce([0.0], args.world)  # waits for the first rank: what that downloads, the others find
-    elif not checkpoint:
+    if args.rank == 0 and not checkpoint:
         claim_out_folder(args)
-    model, tokenizer = open_model(args, problems, resumed=checkpoint is not None)
-    if args.rank == 0:
-        all_reduce([0.0], args.world)
+    with first_rank_first(args):  # what that downloads, the others find
+        model, tokenizer = open_model(args, problems, checkpoint)
 
     torch.set_float32_matmul_precision("high")  # on a GPU: TF32
     torch.set_flush_denormal(True)  # tiny gradients slow a CPU down a hundred times

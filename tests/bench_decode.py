@@ -168,7 +168,6 @@ def evaluation(args):
         for index, problem in enumerate(problems):
             assert records[index]["answer"] == problem["answer"].strip(), "a dialogue is not the teacher's"
         counts["ours"] = sum(student.tokens_written for student in students.values())
-        counts["speed"] = infer.speed(students, 1, 1)[1:]
 
     def generate_line(prefixes, lines):
         """One call of `generate` for a batch: prefixes (token ids) are read, the lines written."""
@@ -202,7 +201,7 @@ def evaluation(args):
     assert counts["ours"] == counts["theirs"] == n, "the two sides did not write the same"
     print(f"Socratic evaluation of {len(problems)} problems ({left_out} longer than the block), {n:,} tokens "
           f"written: ours {t_ours:.1f} s with {args.rows} rows, transformers {t_theirs:.1f} s in batches of "
-          f"{args.batch}, ratio {t_theirs / t_ours:.1f}", *counts["speed"], sep="\n  ")
+          f"{args.batch}, ratio {t_theirs / t_ours:.1f}")
 
 
 def main():

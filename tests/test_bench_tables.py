@@ -157,7 +157,8 @@ def test_every_table_can_be_made(name, commands, capsys):
 @pytest.mark.parametrize("words, message", [
     (["nonsense"], "invalid choice: 'nonsense'"), (["votes", "--seeds", "1", "1"], "each once"),
     (["votes", "--rows", "quick"], "quick: no row's label begins so; there are: cot, greedy"),
-    (["votes", "--eval", "svamp.jsonl"], "svamp.jsonl is not NAME="), (["self_teacher"], "needs --answers FILE"),
+    (["votes", "--eval", "svamp.jsonl"], "svamp.jsonl is not NAME="),
+    (["self_teacher"], "self_teacher needs --answers FILE"),
     (["votes", "--log", "nowhere/log.jsonl"], "--log nowhere/log.jsonl: no such folder"),
 ])
 def test_a_users_mistake_is_one_line_and_runs_nothing(words, message, commands):

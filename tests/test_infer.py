@@ -20,8 +20,7 @@ import torch.nn.functional as F
 import infer
 from data import MARK, ROLES, Tokenizer, UserError, calculator_result, encode_problems, make_batch, \
     run_script, segments, to_line, write_problems
-from infer import PROCEDURES, Sampling, Student, Unfinished, evaluate, load_student, main, mcnemar, solve, \
-    vote, wilson
+from infer import PROCEDURES, Sampling, Student, Unfinished, load_student, main, mcnemar, solve, vote, wilson
 from model import GPT, GPTConfig, init_weights
 
 BYTES = Tokenizer.train([], 257)  # every byte is a token
@@ -76,9 +75,9 @@ def sampled(logits, sampling, u):
 def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0):
     """What `solve` must do: one problem, one sequence of ids a student, all of it read again for each token.
 
-    Returns the record and the tokens that the students wrote, a list of (role, id).
+    Returns the record and how many tokens the students wrote.
     """
-    record, sequences, written, reply = {"steps": [], "answer": None, "unfinished": None}, {}, [], None
+    record, sequences, written, reply = {"steps": [], "answer": None, "unfinished": None}, {}, 0, None
     requests = procedure(problem, record)
     rng = random.Random(f"{sampling and sampling.seed} {sample} {problem['problem']}")
     while True:
@@ -90,24 +89,21 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
             return record | {"unfinished": str(e)}, written
         model, tokenizer = students[role].model, students[role].tokenizer
         block_size, text, line, stop = model.config.block_size, b"", [], None
-        prompt = tokenizer.encode(to_line(problem["problem"]))
-        ids = sequences.setdefault(role, list(prompt))
+        ids = sequences.setdefault(role, tokenizer.encode(to_line(problem["problem"])))
         for part in append:
             ids += tokenizer.encode(part)
         while not stop:
-            if len(line) == infer.MAX_LINE:
+            if len(ids) > block_size:
+                stop = f"has room for no more than {block_size} tokens"
+            elif len(line) == infer.MAX_LINE:
                 stop = f"wrote more than {infer.MAX_LINE} tokens on a line"
             elif len(line) % 8 == 0 and says_again(line):
                 stop = "repeated itself"
-            elif len(prompt) > block_size:
-                stop = f"cannot read the problem: {len(prompt)} tokens, its block has {block_size}"
-            elif len(ids) > block_size:
-                stop = f"filled its block of {block_size} tokens"
             else:
                 with torch.no_grad():
                     logits = model(torch.tensor([ids]))[0, -1]
                 token = sampled(logits, sampling, rng.random()) if sampling else int(logits.argmax())
-                written.append((role, token))
+                written += 1
                 if token == tokenizer.end:
                     stop = "end"
                     continue
@@ -133,28 +129,8 @@ def says_again(tokens):
     return False
 
 
-@pytest.fixture
-def tokens_written(monkeypatch):
-    """The tokens that the students wrote for each problem, {its text: [(role, id), ...]}."""
-    written, converse = {}, infer.converse
-
-    def recorded(problem, record, procedure, rows, calculator, watch):
-        role_of = {id(row): role for role, row in rows.items()}
-        conversation, log = converse(problem, record, procedure, rows, calculator, watch), []
-        written[problem["problem"]] = log
-        row = next(conversation)
-        while row:
-            token = yield row
-            log.append((role_of[id(row)], token))
-            row = conversation.send(token)
-        yield None
-
-    monkeypatch.setattr(infer, "converse", recorded)
-    return written
-
-
 @pytest.mark.parametrize("name", PROCEDURES)
-def test_batched_tokens_are_those_of_a_plain_loop(name, trained, tokens_written, monkeypatch):
+def test_batched_dialogues_are_those_of_a_plain_loop(name, trained, monkeypatch):
     """At any number of rows."""
     monkeypatch.setattr(infer, "MAX_LINE", 25)
     procedure, roles = PROCEDURES[name]
@@ -162,15 +138,11 @@ def test_batched_tokens_are_those_of_a_plain_loop(name, trained, tokens_written,
         students = {role: Student(*trained[role], rows=1) for role in roles}
         plain = [plain_loop(problem, procedure, students, calculator) for problem in PROBLEMS]
         for rows in (1, 3, 64):
-            tokens_written.clear()
             students = {role: Student(*trained[role], rows) for role in roles}
             found = dict(solve(PROBLEMS, procedure, students, calculator))
-            assert sorted(found) == list(range(len(PROBLEMS)))
-            for index, (record, written) in enumerate(plain):
-                assert found[index] == record
-                assert tokens_written[PROBLEMS[index]["problem"]] == written
+            assert found == dict(enumerate(record for record, _ in plain))
             counted = sum(student.tokens_written for student in students.values())
-            assert counted == sum(len(written) for _, written in plain)
+            assert counted == sum(n_written for _, n_written in plain)
         assert any(record["answer"] for record, _ in plain)
         if name != "answer":  # as varied as it should be
             assert len({record["unfinished"] for record, _ in plain}) > 2
@@ -281,15 +253,6 @@ def xs(*lengths):
     return [{"problem": "x" * n, "answer": "1", "steps": []} for n in lengths]
 
 
-def test_calculator_corrects_a_student_and_without_it_the_student_computes():
-    for calculator, text in ((True, RIGHT), (False, WRONG)):
-        (index, record), = solve([ANN], infer.socratic, scripted(), calculator)
-        solutions = re.findall(r"<<.*", text)
-        assert record == {"steps": [{"question": "How many with 4?", "solution": solutions[0]},
-                                    {"question": "How many with 5?", "solution": solutions[1]}],
-                          "answer": text.split("#### ")[1], "unfinished": None}
-
-
 def test_appended_texts_are_read_in_one_forward_and_nothing_is_read_twice():
     """A solver's cache is kept from one sub-question to the next."""
     students = scripted()
@@ -306,28 +269,14 @@ def test_appended_texts_are_read_in_one_forward_and_nothing_is_read_twice():
     assert {text for text in texts if len(text) > 1} == {"=7>>", "\n How many with 5?\n", "=12>>", "\n####"}
 
 
-def test_free_rows_take_the_next_problem_and_all_decode_together():
-    problems = xs(3, 30, 5, 4, 8)
-    students = answer_students(problems, ["7" * (1 + 5 * (k == 0)) for k in range(5)], rows=2)
-    ended = list(solve(problems, infer.answer, students))
-    assert [index for index, _ in ended] == [1, 2, 0, 3, 4]  # 0 writes eight tokens, every other three
-    assert all(set(record["answer"]) == {"7"} for _, record in ended)
-    assert set(students["answer"].model.rows) == {0, 1}
-
-
 def test_a_full_block_and_a_problem_that_is_too_long_end_the_dialogue_and_no_other():
     long = {"problem": "Ann has 3. " * 60, "answer": "1", "steps": []}
     found = dict(solve([long, ANN, long, ANN], infer.socratic, scripted(rows=2)))
     assert [found[i]["answer"] for i in range(4)] == [None, "12", None, "12"]
-    unreadable = f"the decomposer cannot read the problem: {60 * 11 + 1} tokens, its block has 400"
-    assert found[0]["unfinished"] == unreadable
-    small = student(Script(RIGHT, block_size=len(RIGHT) - 10))
-    (_, record), = solve([ANN], infer.given, {"solver": small})
-    assert record["answer"] is None
-    assert record["unfinished"] == f"the solver filled its block of {len(RIGHT) - 10} tokens"
-    exact = student(Script(RIGHT, block_size=len(RIGHT)))  # what follows its last position is written
-    (_, record), = solve([ANN], infer.given, {"solver": exact})
-    assert record["answer"] == "12"
+    assert found[0]["unfinished"] == "the decomposer has room for no more than 400 tokens"
+    for block_size, answer in ((len(RIGHT) - 1, None), (len(RIGHT), "12")):
+        (_, record), = solve([ANN], infer.given, {"solver": student(Script(RIGHT, block_size=block_size))})
+        assert record["answer"] == answer  # what follows the last position is written
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -434,14 +383,11 @@ def test_each_student_reads_and_writes_the_sequence_of_its_role(name):
 
 @pytest.mark.parametrize("name, lines, why", [
     ("socratic", ["."], "the decomposer wrote no question"),
-    ("socratic", ["q", "p"] + ["q"] * 5, "the decomposer asked the same again and again"),
     ("socratic", [f"q{i}" for i in range(17)], "the decomposer went on after 16 steps"),
-    ("socratic", ["q1."], "the decomposer did not end its question properly"),
     ("socratic", ["q1", "q2."], "the decomposer did not end its question properly"),
-    ("socratic", ["q1", ".", ""], "the solver wrote no solution"),
     ("socratic", ["q1", ".", "."], "the solver wrote no solution"),
     ("socratic", ["q1", ".", "s", "a"], "the solver did not end its answer properly"),
-    ("stepwise", ["q", "s"] * 5 + ["q"], "the stepwise student asked the same again and again"),
+    ("stepwise", ["q", "s"] * 16 + ["q"], "the stepwise student went on after 16 steps"),
     ("unified", ["q", "#### 5."], "the unified student did not end its solution properly"),
     ("cot", [f"s{i}" for i in range(17)], "the cot student went on after 16 steps"),
     ("cot", ["s", "####."], "the cot student wrote no answer"),
@@ -485,14 +431,7 @@ def test_wilson_and_mcnemar_are_those_of_scipy():
         assert mcnemar(a, b) == pytest.approx(stats.binomtest(a, a + b).pvalue if a + b else 1.0, rel=1e-9)
 
 
-def test_a_problem_that_no_utf8_can_spell_can_be_sampled(trained):
-    students = {"answer": Student(*trained["answer"], rows=2)}
-    problem = PROBLEMS[0] | {"problem": "Ann has 3 \ud800 cats."}
-    (_, record), = infer.solve_by_vote([problem], infer.answer, students, sampling=Sampling(), samples=2)
-    assert len(record["votes"]) == 2
-
-
-def test_samples_vote_by_answers_as_numbers():
+def test_samples_vote_by_answers_as_numbers(trained):
     def record(k, answer):
         return {"sample": k, "answer": answer, "unfinished": None if answer else "why"}
 
@@ -501,65 +440,11 @@ def test_samples_vote_by_answers_as_numbers():
         assert vote(order) == record(2, "8") | {"votes": ["7", None, "8", "8.0", "$8", None]}
     assert vote([record(1, "6"), record(0, "5")])["answer"] == "5"
     assert vote([record(0, None), record(1, None)])["unfinished"] == "why"
+    students = {"answer": Student(*trained["answer"], rows=2)}
+    problem = {"problem": "Ann has 3 \ud800 cats."}  # which no UTF-8 can spell
+    (_, record), = infer.solve_by_vote([problem], infer.answer, students, sampling=Sampling(), samples=2)
+    assert len(record["votes"]) == 2
 
-
-GREEDY = {"calculator": True, "sampling": None, "samples": 1}
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_evaluation_counts_and_keeps_every_dialogue(tmp_path):
-    unknown = {"problem": "Bob?", "answer": "1", "steps": ANN["steps"][:1], "id": "bob", "source": "b"}
-    problems = [ANN, unknown, ANN | {"answer": "15"}, {"problem": "Ann has 3."}]
-    with open(tmp_path / "out.jsonl", "wb", buffering=0) as out:
-        results = evaluate(problems, infer.socratic, scripted(2), GREEDY, out)
-    assert [result["correct"] for result in results] == [True, False, False, None]
-    assert sorted(rows_of(tmp_path / "out.jsonl"), key=lambda row: row["row"]) == results
-    assert results[0] == {"row": 1, "id": 1, "problem": "Ann has 3.", "steps": ANN["steps"], "answer": "12",
-                          "unfinished": None, "correct": True, "teacher": "12"}
-    assert results[1]["id"] == "bob" and results[1]["unfinished"] == "the decomposer repeated itself"
-    assert results[3]["answer"] == "12" and results[3]["teacher"] is None
-    lines = infer.metrics(problems, results, students_ask=True)
-    assert [line for line in lines if "BLEU" not in line] == [
-        "1 step: 0.0 % (0/1)", "2 steps: 50.0 % (1/2)", "b: 0.0 % (0/1)", "no source: 50.0 % (1/2)",
-        "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)",
-        "as many questions as the teacher's: 66.7 % (2/3)", "unfinished: 1 (the decomposer repeated itself)",
-        "not scored, without a known answer: 1 of 4", "accuracy 33.3 % (1/3), 95 % interval 6.1-79.2"]
-
-
-HOSTILE = "</summary><script>alert(1)</script><img src=x onerror=alert(1)> & \ud800 {0} %s"
-
-
-def test_report_shows_every_text_as_text_and_marks_the_first_wrong_step(tmp_path):
-    class Reader(html.parser.HTMLParser):
-        tags, texts, marked = set(), "", []
-
-        def handle_starttag(self, tag, attrs):
-            self.tags.add(tag)
-            if ("class", "first") in attrs:
-                self.marked.append(len(self.texts))
-
-        def handle_data(self, data):
-            self.texts += data
-
-    hostile = {"problem": HOSTILE, "answer": HOSTILE, "steps": [{"question": HOSTILE, "solution": HOSTILE}],
-               "source": HOSTILE}
-    other_step = {"question": "Now?", "solution": "<<7+6=13>> 13."}
-    wrong = ANN | {"answer": "13", "steps": [ANN["steps"][0], other_step]}
-    problems = [ANN, wrong, hostile, {"problem": "Ann has 3."}]
-    results = evaluate(problems, infer.socratic, scripted(2), GREEDY)
-    page, reader = infer.report(problems, results, infer.metrics(problems, results, True)), Reader()
-    reader.feed(page)
-    assert not reader.tags & {"script", "img", "link", "iframe"} and "http" not in page
-    assert reader.texts.count(HOSTILE) == 4  # problem, question, solution, answer
-    assert reader.texts.count(HOSTILE.replace("\ud800", "\N{REPLACEMENT CHARACTER}")) == 1  # source
-    assert [reader.texts[at:].split(".")[0] for at in reader.marked] == ["How many with 5? <<7+5=12>> 12"]
-    assert re.findall("<details class=(.*?)>", page) == ["correct", "wrong", "wrong", "unscored"]
-
-
-# ---- results files -----------------------------------------------------------------------------------------
 
 def fails(capsys, *argv):
     """Run the command in vain; returns its exit status and what it said on stderr."""
@@ -567,6 +452,94 @@ def fails(capsys, *argv):
         run_script(lambda: main([str(arg) for arg in argv]))
     return caught.value.code, capsys.readouterr().err
 
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch, capsys):
+    """Run the command with the scripted students, problems in p.jsonl; returns the lines that it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(infer, "load_student", lambda folder, role, rows, device, dtype: scripted(rows)[role])
+    for role in "solver", "decomposer":
+        Path("runs", role).mkdir(parents=True)
+        Path("runs", role, "model.safetensors").write_text(role)
+
+    def shown(*argv, problems=None):
+        if problems:
+            write_problems("p.jsonl", problems)
+            argv = "--eval", "p.jsonl", *argv
+        main(list(argv))
+        return capsys.readouterr().out.splitlines()
+    return shown
+
+
+def rows_of(path):
+    """The results in a file of --out, in the order of the problems."""
+    return sorted([json.loads(line) for line in Path(path).read_text().splitlines()][1:],
+                  key=lambda result: result["row"])
+
+
+def test_evaluation_counts_and_keeps_every_dialogue(shown):
+    unknown = {"problem": "Bob?", "answer": "1", "steps": ANN["steps"][:1], "id": "bob", "source": "b"}
+    lines = shown("--out", "o", problems=[ANN, unknown, ANN | {"answer": "15"}, {"problem": "Ann has 3."}])
+    assert re.fullmatch(r"[\d.]+ s, [\d.]+ problems/s, [\d,]+ tokens/s", lines[0])
+    assert [line for line in lines[1:] if "BLEU" not in line] == [
+        "1 step: 0.0 % (0/1)", "2 steps: 50.0 % (1/2)", "b: 0.0 % (0/1)", "no source: 50.0 % (1/2)",
+        "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)",
+        "unfinished: 1 (the decomposer repeated itself)",
+        "not scored, without a known answer: 1 of 4", "accuracy 33.3 % (1/3), 95 % interval 6.1-79.2"]
+    results = rows_of("o")
+    assert [result["correct"] for result in results] == [True, False, False, None]
+    assert results[0] == {"row": 1, "id": 1, "problem": "Ann has 3.", "steps": ANN["steps"], "answer": "12",
+                          "unfinished": None, "correct": True, "teacher": "12"}
+    assert results[1]["id"] == "bob" and results[1]["unfinished"] == "the decomposer repeated itself"
+    assert results[3]["answer"] == "12" and results[3]["teacher"] is None
+
+
+def test_problems_without_answers_are_solved_and_not_scored(shown, capsys):
+    lines = shown("--out", "o", "--report", "r", problems=[{"problem": "Ann has 3."}, {
+        "problem": "Ann has 3.", "answer": None, "id": 7}])
+    assert lines[1:] == ["not scored, without a known answer: 2 of 2"]
+    assert [(row["id"], row["answer"], row["correct"]) for row in rows_of("o")] == [
+        (1, "12", None), (7, "12", None)]
+    questions = [{"question": step["question"]} for step in ANN["steps"]]
+    assert "100.0 % (1/1)" in shown("--procedure", "given", problems=[ANN | {"steps": questions}])[-1]
+    for row, why in (({"problem": "x", "answer": 12}, "field 'answer' must be a string, found int"),
+                     ({"problem": "x", "steps": [{}]}, "field 'steps[0].question' is missing")):
+        write_problems("p.jsonl", [row])
+        assert fails(capsys, "--eval", "p.jsonl") == (1, f"error: p.jsonl:1: {why}\n")
+
+
+def test_samples_vote_in_an_evaluation(shown):
+    flags, problems = ["--out", "o", "--votes", "3", "--temperature", "0.01"], [ANN, ANN | {"answer": "13"}]
+    for _ in range(2):
+        lines = shown(*flags, problems=problems)
+        assert "accuracy 50.0 % (1/2)" in lines[-1]
+        assert [row["votes"] for row in rows_of("o")] == [["12"] * 3] * 2
+        Path("o").write_bytes(b"".join(Path("o").read_bytes().splitlines(True)[:-1]))  # the second is lost
+
+
+def test_report_shows_every_text_as_text(shown):
+    class Reader(html.parser.HTMLParser):
+        tags, texts = set(), ""
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.add(tag)
+
+        def handle_data(self, data):
+            self.texts += data
+
+    hostile = "</summary><script>alert(1)</script><img src=x onerror=alert(1)> & {0} %s"
+    steps = [{"question": hostile, "solution": hostile}]
+    shown("--report", "r.html", problems=[ANN, ANN | {"answer": "13"}, {"problem": "Ann has 3."}, {
+        "problem": hostile, "answer": hostile, "steps": steps, "source": hostile}])
+    page, reader = Path("r.html").read_text(), Reader()
+    reader.feed(page)
+    assert not reader.tags & {"script", "img", "link", "iframe"} and "http" not in page
+    assert reader.texts.count(hostile) == 5  # problem, question, solution, answer, source
+    assert reader.texts.count("How many with 4? <<3+4=7>> 7.") == 5  # students' and two teachers'
+    assert re.findall("<details class=(.*?)>", page) == ["correct", "wrong", "unscored", "wrong"]
+
+
+# ---- results files -----------------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(trained, tmp_path):
@@ -586,7 +559,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(folder, capsys):
 
     def evaluated(path):
         main([*argv, "--out", str(path)])
-        return capsys.readouterr().out.splitlines()[-1], sorted(rows_of(path)[1:], key=lambda row: row["row"])
+        return capsys.readouterr().out.splitlines()[-1], rows_of(path)
 
     process = subprocess.Popen([sys.executable, "infer.py", *argv, "--out", out], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, cwd=ROOT)
@@ -607,199 +580,130 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(folder, capsys):
     assert evaluated(out) == whole
 
 
-def test_another_runs_results_and_foreign_files_are_refused(scripted_students, tmp_path, capsys):
-    write_problems(tmp_path / "eval.jsonl", [ANN, ANN])
-    out = tmp_path / "out.jsonl"
-    argv = ["--eval", str(tmp_path / "eval.jsonl"), "--out", str(out)]
-    main(argv)
-    capsys.readouterr()
-    other_run = (f"error: --out {out}: holds another run's results (not the same problems, calculator); name "
-                 "another file, or remove it\n")
-    no_results = f"error: {out}: no results file of --eval FILE --out FILE\n"
-    for content, refusal in ((out.read_bytes(), (2, other_run)), (b'{"problem": "x"}\n', (1, no_results)),
-                             (b"notes", (1, no_results))):
-        out.write_bytes(content)
-        assert fails(capsys, *argv, "--no-calculator", "--limit", 1) == refusal
-        assert out.read_bytes() == content
+def test_another_runs_results_and_foreign_files_are_refused(shown, capsys):
+    shown("--out", "o", problems=[ANN, ANN])
+    own, argv = Path("o").read_bytes(), ["--eval", "p.jsonl", "--out", "o"]
+    another = "--out o: holds another run's results (not the same {}); name another file, or remove it"
+    foreign = "o: no results file of --eval FILE --out FILE"
+    Path("other_weights").mkdir()
+    Path("other_weights/model.safetensors").write_text("x")
+    for content, flags, status, message in (
+            (own, ["--no-calculator", "--limit", 1], 2, another.format("problems, calculator")),
+            (own, ["--solver", "other_weights"], 2, another.format("students")),
+            (b'{"problem": "x"}\n', [], 1, foreign), (b"notes", [], 1, foreign)):
+        Path("o").write_bytes(content)
+        assert fails(capsys, *argv, *flags) == (status, f"error: {message}\n")
+        assert Path("o").read_bytes() == content
 
 
-def test_two_results_files_are_compared(tmp_path, capsys):
+def test_two_results_files_are_compared(tmp_path, monkeypatch, capsys):
     def results(name, correct, first=1):
         rows = [{"row": k, "problem": f"p{k}", "correct": each} for k, each in enumerate(correct, first)]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in [{"settings": {}}, *rows]))
-        return str(tmp_path / name)
+        write_problems(name, [{"settings": {}}, *rows])
 
-    a = results("a", [True] * 9 + [False] * 3 + [None])
-    b = results("b", [True] * 2 + [False] * 8 + [True] * 2 + [None])
-    main(["--compare", a, b])
+    monkeypatch.chdir(tmp_path)
+    results("a", [True] * 9 + [False] * 3 + [None])
+    results("b", [True] * 2 + [False] * 8 + [True] * 2 + [None])
+    results("c", [True] * 12, 2)
+    main(["--compare", "a", "b"])
     assert capsys.readouterr().out.splitlines() == [
-        f"{a}: 75.0 % (9/12)", f"{b}: 33.3 % (4/12)",
+        "a: 75.0 % (9/12)", "b: 33.3 % (4/12)",
         "both correct: 2, only the first: 7, only the second: 2, neither: 1",
         "McNemar's exact test: p = 0.18"]
-    (tmp_path / "d").write_text((tmp_path / "a").read_text() + '{"row": 13, "problem": "p13"}\n')
-    said = f"error: {tmp_path}/d:15: not a line of --eval FILE --out FILE\n"
-    assert fails(capsys, "--compare", a, tmp_path / "d") == (1, said)
-    said = f"error: --compare: {a} and {tmp_path}/c are not of the same problems (12 and 12, 11 in both)\n"
-    assert fails(capsys, "--compare", a, results("c", [True] * 12, 2)) == (1, said)
+    refusal = "error: --compare: a and c are not of the same problems\n"
+    assert fails(capsys, "--compare", "a", "c") == (1, refusal)
 
 
 @pytest.mark.parametrize("out, message", [
-    ("/dev/full", "error: /dev/full: No space left on device\n"),
+    ("/dev/full", "error: [Errno 28] No space left on device\n"),
     ("no/such/folder.jsonl", "error: no/such/folder.jsonl: No such file or directory\n")])
-def test_results_that_cannot_be_written_are_one_line(scripted_students, tmp_path, capsys, out, message):
+def test_results_that_cannot_be_written_are_one_line(shown, capsys, out, message):
     if out.startswith("/dev") and not Path(out).exists():
         pytest.skip("no /dev/full here")
-    write_problems(tmp_path / "eval.jsonl", [ANN])
-    assert fails(capsys, "--eval", tmp_path / "eval.jsonl", "--out", out) == (1, message)
-
-
-def test_problems_without_answers_are_solved_and_not_scored(scripted_students, tmp_path, capsys):
-    path, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
-    write_problems(path, [{"problem": "Ann has 3."}, {"problem": "Ann has 3.", "answer": None, "id": 7}])
-    main(["--eval", str(path), "--out", str(out), "--report", str(tmp_path / "report.html")])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "not scored, without a known answer: 2 of 2"
-    assert not any("accuracy" in line or "teacher" in line for line in lines)
-    assert [(row["id"], row["answer"], row["correct"], row["teacher"]) for row in rows_of(out)[1:]] == [
-        (1, "12", None, None), (7, "12", None, None)]
-    questions = [{"question": step["question"]} for step in ANN["steps"]]
-    write_problems(path, [ANN | {"steps": questions}])
-    main(["--procedure", "given", "--eval", str(path)])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("accuracy 100.0 % (1/1)")
-    for row, why in (({"problem": "x", "answer": 12}, "field 'answer' must be a string, found int"),
-                     ({"problem": "x", "steps": [{}]}, "field 'steps[0].question' is missing")):
-        write_problems(path, [row])
-        assert fails(capsys, "--eval", path) == (1, f"error: {path}:1: {why}\n")
+    write_problems("p.jsonl", [ANN])
+    assert fails(capsys, "--eval", "p.jsonl", "--out", out) == (1, message)
 
 
 # ---- the prompt and the flags ------------------------------------------------------------------------------
 
+TRANSCRIPT = ["Question 1: How many with 4?", "Question 2: How many with 5?",
+              "Solution 1: <<3+4=7>> 7.", "Solution 2: <<7+5=12>> 12.", "Answer: 12"]
+
+
 @pytest.fixture
-def scripted_students(monkeypatch):
-    """main() finds the scripted students."""
-    monkeypatch.setattr(infer, "load_student", lambda folder, role, rows, device, dtype: scripted(rows)[role])
+def typed(shown, monkeypatch):
+    """Let a text (bytes) come on stdin, through a pipe; returns the lines that the prompt prints."""
+    def typed(text, *argv):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        return shown(*argv)
+    return typed
 
 
-def typed(monkeypatch, text):
-    """Let `text` come on stdin, through a pipe."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+def test_a_problem_is_solved_before_the_readers_eyes(shown, monkeypatch, capsys):
+    """Each line is printed when it is written, not at the end."""
+    asked = []
+
+    def choose(logits, *_):
+        asked.append(capsys.readouterr().out)
+        return logits.argmax(-1)
+
+    assert shown("--problem", "Ann  has\n3.") == TRANSCRIPT
+    monkeypatch.setattr(infer, "choose", choose)
+    assert shown("--problem", "Ann has 3.") == TRANSCRIPT[-1:]
+    assert [text for text in asked if text] == [f"{line}\n" for line in TRANSCRIPT[:-1]]
 
 
-TRANSCRIPT = """Question 1: How many with 4?
-Question 2: How many with 5?
-Solution 1: <<3+4=7>> 7.
-Solution 2: <<7+5=12>> 12.
-Answer: 12
-"""
-
-
-def test_problem_is_solved_before_the_readers_eyes(scripted_students, capsys):
-    main(["--problem", "Ann  has\n3."])
-    assert capsys.readouterr().out == TRANSCRIPT
-    with pytest.raises(SystemExit) as caught:
-        main(["--problem", "\x1b[2J" * 100])
-    assert caught.value.code == 1
-    assert capsys.readouterr().out == ("No answer: the decomposer cannot read the problem: 402 tokens, its "
-                                       "block has 400\n")
-
-
-def test_a_line_is_printed_as_it_is_written(scripted_students, monkeypatch):
-    pieces = []
-
-    def recorded(text, end="\n", flush=False):
-        pieces.append((text, end, flush))
-
-    monkeypatch.setattr(infer, "print", recorded, raising=False)
-    main(["--problem", "Ann has 3."])
-    assert "".join(text + end for text, end, _ in pieces) == TRANSCRIPT
-    streamed = [text for text, _, flush in pieces[:pieces.index(("?", "", True)) + 1] if flush]
-    assert streamed == [*"How many with 4?"]  # byte by byte, as these students write
-
-
-def test_samples_vote_at_the_prompt_and_in_a_file(scripted_students, tmp_path, capsys):
-    flags = ["--votes", "3", "--temperature", "0.01"]
-    main(["--problem", "Ann has 3.", *flags])
-    q1, q2, s1, s2, answer = TRANSCRIPT.splitlines()
-    assert capsys.readouterr().out.splitlines() == [q1, s1, q2, s2, "Votes: 12 (3)", answer]
-    path, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
-    write_problems(path, [ANN, ANN | {"answer": "13"}])
-    for _ in range(2):
-        main(["--eval", str(path), "--out", str(out), *flags])
-        assert "accuracy 50.0 % (1/2)" in capsys.readouterr().out
-        assert [row["votes"] for row in rows_of(out)[1:]] == [["12"] * 3] * 2
-        out.write_bytes(b"".join(out.read_bytes().splitlines(True)[:-1]))  # the second dialogue is lost
-
-
-def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(monkeypatch, capsys):
+def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(shown, monkeypatch, capsys):
     script = Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### \x9b7")
     monkeypatch.setattr(infer, "load_student", lambda *_: student(script))
-    main(["--procedure", "cot", "--problem", ANN["problem"]])
-    assert capsys.readouterr().out == ("Solution 1: 3, 4.\nSolution 2: \N{REPLACEMENT CHARACTER}7\n"
-                                       "Answer: \N{REPLACEMENT CHARACTER}7\n")
+    assert shown("--procedure", "cot", "--problem", ANN["problem"]) == [
+        "Solution 1: 3, 4.", "Solution 2: \N{REPLACEMENT CHARACTER}7", "Answer: \N{REPLACEMENT CHARACTER}7"]
 
 
-def test_prompt_reads_a_problem_a_line_and_leaves_at_the_end(scripted_students, monkeypatch, capsys):
-    typed(monkeypatch, b"Ann has 3.\n\n  \n" + b"9" * 500 + b"\n\xff\xfe?\nAnn has 3.\n")
-    main([])
-    out = capsys.readouterr().out
-    assert out.startswith(TRANSCRIPT + "No answer: the decomposer cannot read the problem: 502 tokens")
-    assert out.endswith("No answer: the decomposer repeated itself\n" + TRANSCRIPT)
+def test_prompt_reads_a_problem_a_line_and_leaves_at_the_end(typed):
+    too_long = "No answer: the decomposer has room for no more than 400 tokens"
+    found = typed(b"Ann has 3.\n\n  \n" + b"9" * 500 + b"\nAnn has 3.\n")
+    assert found == [*TRANSCRIPT, too_long, *TRANSCRIPT]
+    assert typed(b"\xff\xfe?\n")[-1] == "No answer: the decomposer repeated itself"
 
 
-def test_what_is_no_problem_gets_one_line(scripted_students, monkeypatch, capsys):
-    typed(monkeypatch, b"Hello\nAnn has two.\nDo cats fly?\n")
-    main([])
-    no_problem, *others = capsys.readouterr().out.splitlines()
+def test_what_is_no_problem_gets_one_line(typed, capsys):
+    no_problem, *others = typed(b"Hello\nAnn has two.\nDo cats fly?\n")
     assert no_problem == infer.NO_PROBLEM and infer.NO_PROBLEM not in others and len(others) == 4
-    typed(monkeypatch, b"Hello\n")
-    main(["--procedure", "given"])
-    assert capsys.readouterr().out == infer.NO_PROBLEM + "\n"
+    assert typed(b"Hello\n", "--procedure", "given") == [infer.NO_PROBLEM]
     for text in "Hello", "", " ":
         assert fails(capsys, "--problem", text)[0] == 1
 
 
-def test_own_questions_are_put_to_the_solver_alone(scripted_students, monkeypatch, capsys):
-    questions = b"How many with 4?\nHow many with 5?\n\n"
-    typed(monkeypatch, b"/questions\nAnn has 3.\n/questions\n" + questions)
-    main([])
-    solutions = TRANSCRIPT[TRANSCRIPT.index("Solution 1"):]
-    assert capsys.readouterr().out == "/questions: type a problem first\n" + TRANSCRIPT + solutions
-    typed(monkeypatch, b"Ann has 3.\n" + questions)
-    main(["--procedure", "given"])
-    assert capsys.readouterr().out == solutions
+def test_own_questions_are_put_to_the_solver_alone(typed):
+    found = typed(b"Ann has 3.\nHow many with 4?\nHow many with 5?\n\n", "--procedure", "given")
+    assert found == TRANSCRIPT[2:]
 
 
-def test_a_guided_student_wants_its_guide(monkeypatch, tmp_path, capsys):
+def test_a_guided_student_wants_its_guide(shown, monkeypatch, capsys):
     def guided(folder, role, rows, device, dtype):
         students = scripted(rows) | {"decomposer": student(Script(ASK.replace("3.\n", "3.\n 2\n")), rows)}
         students["decomposer"].guidance = "steps"
         return students[role]
 
     monkeypatch.setattr(infer, "load_student", guided)
-    trained = "the decomposer was trained with --guidance steps"
-    assert fails(capsys, "--problem", "Ann has 3.") == (
-        2, f"error: {trained}: tell it what to expect by --guide TEXT\n")
-    main(["--problem", "Ann has 3.", "--guide", "2"])
-    assert capsys.readouterr().out == TRANSCRIPT
-    path = tmp_path / "p.jsonl"
-    write_problems(path, [ANN, {"problem": "Ann has 3.", "guide": 2}])
-    main(["--eval", str(path)])
-    out = capsys.readouterr().out
-    assert "guided by the steps of the file's own solutions" in out and "accuracy 100.0 % (1/1)" in out
-    write_problems(path, [ANN, {"problem": "Ann has 3."}])
-    said = f"error: {path}: problem 2 has neither 'steps' nor 'guide', and {trained}\n"
-    assert fails(capsys, "--eval", path) == (1, said)
+    refusal = (2, "error: the decomposer was trained with --guidance steps: tell it by --guide TEXT, "
+               "or in a file by 'steps' or 'guide' of each problem\n")
+    assert fails(capsys, "--problem", "Ann has 3.") == refusal
+    assert shown("--problem", "Ann has 3.", "--guide", "2") == TRANSCRIPT
+    lines = shown(problems=[ANN, {"problem": "Ann has 3.", "guide": 2}])
+    assert "guided by the steps of the file's own solutions" in lines and "100.0 % (1/1)" in lines[-1]
+    write_problems("p.jsonl", [ANN, {"problem": "Ann has 3."}])
+    assert fails(capsys, "--eval", "p.jsonl") == refusal
 
 
-@pytest.mark.parametrize("where", ["typing", "solving"])
-def test_ctrl_c_leaves_the_prompt_quietly(scripted_students, monkeypatch, capsys, where):
+@pytest.mark.parametrize("where", ["builtins.input", "infer.choose"])
+def test_ctrl_c_leaves_the_prompt_quietly(typed, monkeypatch, where):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    typed(monkeypatch, b"Ann has 3.\n")
-    monkeypatch.setattr("builtins.input" if where == "typing" else "infer.choose", interrupted, raising=True)
-    main([])
-    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(where, interrupted)
+    assert typed(b"Ann has 3.\n") == []
 
 
 def test_prompt_in_a_terminal(folder):
@@ -823,33 +727,37 @@ def test_prompt_in_a_terminal(folder):
 
 
 @pytest.mark.parametrize("argv, status, message", [
-    ([], 1, "runs/solver: no student here yet; make one with: python train.py --role solver\n"),
-    (["--solver", "s"], 1, "s: no student here yet; make one with: python train.py --role solver --out s\n"),
-    (["--procedure", "cot"], 1, "runs/cot: no student here yet; make one with: python train.py --role cot\n"),
-    (["--procedure", "cot", "--solver", "x"], 2, "--procedure cot has no use for --solver\n"),
-    (["--eval", "none.jsonl"], 1, "none.jsonl: No such file or directory\n"),
-    (["--eval", "bad.jsonl"], 1, "bad.jsonl:2: field 'problem' is missing\n"),
-    (["--eval", "empty.jsonl"], 1, "empty.jsonl: holds no problem\n"),
-    (["--votes", "0"], 2, "argument --votes: 0 is no whole number from 1"),
-    (["--votes", "3", "--temperature", "0"], 2, "--votes, --top-k and --top-p need a --temperature of more "),
-    (["--top-p", "0"], 2, "argument --top-p: 0 is no number above 0 to 1"),
-    (["--problem", "x", "--eval", "good.jsonl"], 2, "argument --eval: not allowed with argument --problem"),
-    (["--report", "x"], 2, "--report goes with --eval FILE\n"),
-    (["--report", "none/x.html", "--eval", "good.jsonl"], 2, "--report none/x.html: no such folder\n"),
-    (["--guide", "3", "--eval", "good.jsonl"], 2, "--guide does not go with --eval, which tells the steps "),
-    (["--compare", "good.jsonl", "good.jsonl"], 1, "good.jsonl: no results file of --eval FILE --out FILE\n"),
-    (["--compare", "none", "good.jsonl"], 1, "none: No such file or directory\n"),
-    (["--out", "x"], 2, "--out goes with --eval FILE\n"),
-    (["--rows", "x"], 2, "argument --rows: x is no whole number from 1"),
-    (["--procedure", "given", "--problem", "x"], 2, "--procedure given needs sub-questions: from --eval "),
-    (["--device", "abacus"], 2, "--device abacus: ")])
+    ("", 1, "runs/solver: no student here yet; make one with: python train.py --role solver\n"),
+    ("--solver s", 1, "s: no student here yet; make one with: python train.py --role solver --out s\n"),
+    ("--procedure cot --solver x", 2, "--procedure cot has no use for --solver\n"),
+    ("--procedure given --problem x", 2, "--procedure given needs sub-questions: from --eval "),
+    ("--eval none.jsonl", 1, "none.jsonl: No such file or directory\n"),
+    ("--eval bad.jsonl", 1, "bad.jsonl:2: field 'problem' is missing\n"),
+    ("--eval empty.jsonl", 1, "empty.jsonl: holds no problem\n"),
+    ("--problem x --eval good.jsonl", 2, "argument --eval: not allowed with argument --problem"),
+    ("--report x", 2, "--report goes with --eval FILE\n"),
+    ("--votes 3", 2, "--votes goes with --eval FILE\n"),
+    ("--votes 3 --temperature 0 --eval good.jsonl", 2, "--votes, --top-k and --top-p need a --temperature "),
+    ("--guide 3 --eval good.jsonl", 2, "--guide does not go with --eval, which tells the steps "),
+    ("--votes 0", 2, "argument --votes: 0 is no whole number from 1"),
+    ("--top-p 0", 2, "argument --top-p: 0 is no number above 0 to 1"),
+    ("--compare good.jsonl good.jsonl", 1, "good.jsonl: no results file of --eval FILE --out FILE\n"),
+    ("--compare none good.jsonl", 1, "none: No such file or directory\n"),
+    ("--device abacus", 2, "--device abacus: ")])
 def test_bad_usage_is_one_line(argv, status, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_problems("good.jsonl", [ANN])
+    write_problems("bad.jsonl", [ANN, {"answer": "x", "steps": []}])
     Path("empty.jsonl").write_text("\n")
-    Path("bad.jsonl").write_text(Path("good.jsonl").read_text() + '{"answer": "x", "steps": []}\n')
-    code, said = fails(capsys, *argv)
+    code, said = fails(capsys, *argv.split())
     assert code == status and said.startswith("error: " + message) and said.count("\n") == 1
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_evaluation(shown, monkeypatch, capsys):
+    monkeypatch.setattr(infer, "solve", None)
+    write_problems("p.jsonl", [ANN])
+    assert fails(capsys, "--report", "none/x.html", "--eval", "p.jsonl") == (
+        1, "error: none/x.html: No such file or directory\n")
 
 
 # ---- students' folders -------------------------------------------------------------------------------------
@@ -874,15 +782,9 @@ def test_a_folder_that_does_not_fit_is_one_line(folder, trained):
     assert refusal("decomposer") == wrong_role
     trained["decomposer"][1].save_pretrained(folder)
     assert "config.json says" in refusal()
-    (folder / "vocab.json").write_text("{")
-    assert "vocab.json" in refusal()
-    (folder / "model.safetensors").write_bytes(b"12345678" * 9)
-    assert "model.safetensors" in refusal()
-    (folder / "config.json").write_text("[]")
-    assert "config.json" in refusal()
-    for broken in ("", "[]", '"x"', "{}", "\x00"):
-        (folder / "student.json").write_text(broken)
-        assert refusal() == f"{folder}/student.json: field 'role' is missing or broken"
+    for file in "vocab.json", "model.safetensors", "config.json":
+        (folder / file).write_bytes(b"[1] 5678" * 9)
+        assert file in refusal()
 
 
 def test_output_closed_early_ends_quietly(folder):
