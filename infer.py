@@ -62,7 +62,7 @@ class Unfinished(Exception):
 
 
 def socratic(problem, record):
-    """The paper's procedure: the decomposer asks all sub-questions, then the solver answers them in turn."""
+    """The paper's: the decomposer asks all sub-questions, then the solver answers them in turn."""
     yield from decompose(problem, record)
     yield from answer_questions(record)
 
@@ -322,10 +322,10 @@ def converse(problem, record, procedure, rows, calculator, watch):
     """
     for row in rows.values():
         row.begin(problem)
-    requests, line = procedure(problem, record), None
+    generator, line = procedure(problem, record), None
     try:
         while True:
-            request = requests.send(line)
+            request = generator.send(line)
             row = rows[request.role]
             for text in request.append:
                 row.append(text)
@@ -434,7 +434,7 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
     if fields["role"] != role:
         raise UserError(f"{folder}: a student of the role '{fields['role']}', expected is the role '{role}'")
     try:
-        model = GPT.from_pretrained(folder)
+        model = GPT.from_pretrained(folder, mapped=True)
     except ValueError as e:
         raise UserError(e)
     tokenizer = Tokenizer.from_pretrained(folder, model.config.vocab_size)
@@ -479,7 +479,7 @@ def mcnemar(only_a, only_b):
 
 
 def share(hits):
-    """How many of a list of bool are true, in words: "95.3 % (953/1000)"."""
+    """How many of these bools are true, in words: "95.3 % (953/1000)"."""
     return f"{100 * sum(hits) / len(hits):.1f} % ({sum(hits)}/{len(hits)})"
 
 
@@ -564,7 +564,8 @@ def evaluate(args, problems, procedure, students, options):
             bar.update()
     seconds, results = time.perf_counter() - start, [results[index] for index in range(len(problems))]
     written = sum(student.tokens_written for student in students.values())
-    lines = [f"{seconds:.1f} s, {len(todo) / seconds:.1f} problems/s, {written / seconds:,.0f} tokens/s"]
+    lines = [f"{seconds:.1f} s, {len(todo) / seconds:.1f} problems/s, "
+             f"{written / seconds:,.0f} tokens/s written"] if todo else []
     lines += [f"guided by the {student.guidance} of the file's own solutions"
               for student in students.values() if student.guidance]
     lines += metrics(problems, results, students_ask=procedure in (socratic, stepwise, unified))
@@ -592,7 +593,7 @@ def read_results(path):
 
 def resume(path, settings):
     """The results that the file of --out holds, {index: result}; it is cut to whole lines, or begun. Raises
-    UserError, and leaves it as it was, if it is no results file or has other settings (a dict).
+    UserError, and leaves it as it was, if it is another run's, with other settings (a dict), or foreign.
     """
     path.touch()
     if not path.is_file():  # /dev/stdout
@@ -621,11 +622,9 @@ def compare(path_a, path_b):
         raise UserError(f"--compare: {path_a} and {path_b} are not of the same problems")
     pairs = Counter((a[key], b[key]) for key in a)
     only_a, only_b = pairs[True, False], pairs[False, True]
-    print(f"{path_a}: {share(list(a.values()))}")
-    print(f"{path_b}: {share(list(b.values()))}")
+    print(f"{path_a}: {share(a.values())}\n{path_b}: {share(b.values())}")
     print(f"both correct: {pairs[True, True]}, only the first: {only_a}, only the second: {only_b}, "
-          f"neither: {pairs[False, False]}")
-    print(f"McNemar's exact test: p = {mcnemar(only_a, only_b):.3g}")
+          f"neither: {pairs[False, False]}\nMcNemar's exact test: p = {mcnemar(only_a, only_b):.3g}")
 
 
 # ---- the report --------------------------------------------------------------------------------------------
@@ -695,9 +694,8 @@ def show(problem, procedure, students, options):
 
 
 def prompt(procedure, students, options, guide):
-    """Solve the problems that are typed, or come through a pipe, one a line, up to its end or Ctrl-C.
-
-    With the procedure `given` the sub-questions are typed too, up to an empty line.
+    """Solve the problems that are typed, or come through a pipe, one a line, up to its end or Ctrl-C. With
+    the procedure `given` their sub-questions follow, one a line, up to an empty one.
     """
     is_typed = sys.stdin.isatty()
     sys.stdin.reconfigure(errors="replace")
@@ -775,13 +773,13 @@ def main(argv=None):
     if args.compare:
         return compare(*args.compare)
     procedure, problems = PROCEDURES[args.procedure][0], []
-    device, dtype = get_device(args.device), getattr(torch, args.dtype)
     if args.eval:
         problems = read_problems(args.eval, steps=procedure is given, answer=False)[:args.limit]
     options = {"calculator": not args.no_calculator, "samples": args.votes or 1, "sampling": None}
     if args.temperature:
         options["sampling"] = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     rows = min(args.rows, max(1, len(problems)) * options["samples"])
+    device, dtype = get_device(args.device), getattr(torch, args.dtype)
     students = {role: load_student(folder, role, rows, device, dtype)
                 for role, folder in args.folders.items()}
     told = args.guide or all("guide" in problem or problem.get("steps") for problem in problems or [{}])

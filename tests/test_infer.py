@@ -2,7 +2,6 @@
 import html.parser
 import io
 import json
-import math
 import os
 import random
 import re
@@ -18,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 import infer
-from data import MARK, ROLES, Tokenizer, UserError, calculator_result, encode_problems, make_batch, \
-    run_script, segments, to_line, write_problems
+from data import (MARK, ROLES, Tokenizer, UserError, calculator_result, encode_problems, make_batch,
+                  run_script, segments, to_line, write_problems)
 from infer import PROCEDURES, Sampling, Student, Unfinished, load_student, main, mcnemar, solve, vote, wilson
 from model import GPT, GPTConfig, init_weights
 
@@ -480,7 +479,7 @@ def rows_of(path):
 def test_evaluation_counts_and_keeps_every_dialogue(shown):
     unknown = {"problem": "Bob?", "answer": "1", "steps": ANN["steps"][:1], "id": "bob", "source": "b"}
     lines = shown("--out", "o", problems=[ANN, unknown, ANN | {"answer": "15"}, {"problem": "Ann has 3."}])
-    assert re.fullmatch(r"[\d.]+ s, [\d.]+ problems/s, [\d,]+ tokens/s", lines[0])
+    assert re.fullmatch(r"[\d.]+ s, [\d.]+ problems/s, [\d,]+ tokens/s written", lines[0])
     assert [line for line in lines[1:] if "BLEU" not in line] == [
         "1 step: 0.0 % (0/1)", "2 steps: 50.0 % (1/2)", "b: 0.0 % (0/1)", "no source: 50.0 % (1/2)",
         "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)",
@@ -494,7 +493,7 @@ def test_evaluation_counts_and_keeps_every_dialogue(shown):
     assert results[3]["answer"] == "12" and results[3]["teacher"] is None
 
 
-def test_problems_without_answers_are_solved_and_not_scored(shown, capsys):
+def test_problems_without_answers_are_solved_and_not_scored(shown):
     lines = shown("--out", "o", "--report", "r", problems=[{"problem": "Ann has 3."}, {
         "problem": "Ann has 3.", "answer": None, "id": 7}])
     assert lines[1:] == ["not scored, without a known answer: 2 of 2"]
@@ -502,10 +501,6 @@ def test_problems_without_answers_are_solved_and_not_scored(shown, capsys):
         (1, "12", None), (7, "12", None)]
     questions = [{"question": step["question"]} for step in ANN["steps"]]
     assert "100.0 % (1/1)" in shown("--procedure", "given", problems=[ANN | {"steps": questions}])[-1]
-    for row, why in (({"problem": "x", "answer": 12}, "field 'answer' must be a string, found int"),
-                     ({"problem": "x", "steps": [{}]}, "field 'steps[0].question' is missing")):
-        write_problems("p.jsonl", [row])
-        assert fails(capsys, "--eval", "p.jsonl") == (1, f"error: p.jsonl:1: {why}\n")
 
 
 def test_samples_vote_in_an_evaluation(shown):
@@ -653,7 +648,7 @@ def test_a_problem_is_solved_before_the_readers_eyes(shown, monkeypatch, capsys)
     assert [text for text in asked if text] == [f"{line}\n" for line in TRANSCRIPT[:-1]]
 
 
-def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(shown, monkeypatch, capsys):
+def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(shown, monkeypatch):
     script = Script(" Ann has 3.\n 3, 4.\n \x1b7\n#### \x9b7")
     monkeypatch.setattr(infer, "load_student", lambda *_: student(script))
     assert shown("--procedure", "cot", "--problem", ANN["problem"]) == [
