@@ -733,34 +733,31 @@ def _overlaps_itself(token):
 
 # ---- synthetic copy examples: what stands in the place of pretraining --------------------------------------
 
-_STATEMENTS = 4, 8  # in an example
-_STATEMENT = re.compile(r"(?P<name>.+?)(?P<number> ?\d[\d.,]*)")
+_STATEMENTS = (4, 8)  # in an example
+_STATEMENT = re.compile(r"(?P<name>\D{3,60}?)(?P<number> \$?\d[\d.,]*)")
 
 
 def copy_examples(problems, tokenizer, count, seed):
     """Synthetic examples of copying, and of recalling a number by its name, for students without pretraining.
 
-    One example, made of statements from the problems' own solutions; what is in capitals is under the loss:
+    One example, made of beginnings of the problems' own sentences; what is in capitals is under the loss:
 
-        Carl has 131. Each friend of Ann gets 12. CARL HAS 131. EACH FRIEND OF ANN GETS 12. EACH FRIEND ...
-        CARL ...
+        Carl has 131. Each box holds 12. CARL HAS 131. EACH BOX HOLDS 12. EACH BOX HOLDS 12. CARL HAS 131. ...
 
     It says 4 to 8 statements, then the same once more in order and twice in other orders. A problem asks once
-    in a while for a number that stands far back; here one stands in every eight tokens. Names are sampled
-    uniformly, so that rare ones (made-up ones) are the most: they have several tokens and can only be copied.
-    In every other name a word gives way to one to three of the vocabulary's tokens, sampled uniformly:
+    in a while for a number that stands far back; here every eighth token or so begins one. Statements are sampled
+    uniformly, so that rare ones (of made-up words) are the most: these have several tokens and can only be copied.
+    In every other statement a word gives way to one to three of the vocabulary's tokens, sampled uniformly:
     otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would be learned nowhere.
 
     Returns `count` lists of segments, the same for the same seed; none if fewer than 8 names have a number.
     """
     if not count:
         return []
-    numbers_of = defaultdict(list)  # name of a statement, " Carl has": its numbers, [" 131.", ...]
+    numbers_of = defaultdict(list)  # beginning of a sentence, " Carl has": its numbers, [" 131.", ...]
     for problem in problems:
-        for step in problem["steps"]:
-            text = re.sub("<<.*?>>", "", to_line(step["solution"])).strip()
-            last_sentence = re.split(r"(?<=[.!?]) ", text)[-1].strip()
-            if match := _STATEMENT.match(last_sentence):
+        for sentence in re.split(r"(?<=[.!?]) ", " ".join(problem["problem"].split())):
+            if match := _STATEMENT.match(sentence):
                 numbers_of[" " + match["name"]].append(match["number"].rstrip(".,") + ".")
     rng, names = random.Random(seed), list(numbers_of)
     pieces = [piece for i in range(tokenizer.end) if (piece := tokenizer.decode([i]).strip()).isalpha()]

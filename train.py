@@ -43,8 +43,8 @@ from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 # What a flag is where nobody gives it. A student from scratch has to learn to read, from the problems
 # themselves and from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the
 # paper.
-FROM_SCRATCH = {"optimizer": "muon", "lr": 3e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08}
-FROM_A_STUDENT = FROM_SCRATCH | {"lr": 1e-3}
+FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08}
+FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
 FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0}
 NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 4, "n_embd": 96, "dropout": 0.0}
 
@@ -83,7 +83,7 @@ def build_parser():
     add("--grad-accum", type=whole_number(1), default=1, metavar="N", help="micro-batches of a step (1)")
     add("--optimizer", choices=["muon", "adamw"], help="(muon; to fine-tune adamw)")
     add("--lr", type=number(0, above=True),
-        help="peak learning rate (0.003; from a student of ours 0.001; to fine-tune 5e-5)")
+        help="peak learning rate (0.005; from a student of ours 0.002; to fine-tune 5e-5)")
     add("--warmup", type=whole_number(0), default=100, help="optimizer steps (%(default)s)")
     add("--weight-decay", type=number(0), default=0.1, help="(%(default)s)")
     add("--prompt-loss-weight", type=number(0),
@@ -806,7 +806,7 @@ def next_command(args):
     words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
     if args.train != Path("annotations/train.jsonl"):
         words += ["--train", args.train, "--valid", args.valid]
-    return shlex.join(["python", *map(str, words)] + ([] if args.init else ["--minutes", "1.5"]))
+    return shlex.join(["python", *map(str, words)] + ([] if args.init else ["--minutes", "2.5"]))
 
 
 def report(args, progress):

@@ -152,9 +152,8 @@ def test_every_sequence_is_in_one_batch_within_the_budget(budget):
     assert batches == plan_batches(lengths, budget, np.random.default_rng(1))
 
 
-def test_copy_examples_say_statements_of_the_solutions_and_learn_them_when_they_come_again(tokenizer):
-    solutions = [f"Before it was 7. <<{k}+1={k + 1}>> {name} has {k + 1} pens." for k, name in enumerate("ABCDEFGHIJ")]
-    problems = [{"problem": "P", "answer": "1", "steps": [{"question": "q", "solution": s}]} for s in solutions]
+def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_come_again(tokenizer):
+    problems = [{"problem": f"{name} has {k + 1} pens. How many?", "answer": "1"} for k, name in enumerate("ABCDEFGHIJ")]
     examples = copy_examples(problems, tokenizer, 50, seed=3)
     assert examples == copy_examples(problems, tokenizer, 50, seed=3) != copy_examples(problems, tokenizer, 50, seed=4)
     assert len(examples) == 50
@@ -175,7 +174,7 @@ def test_copy_examples_say_statements_of_the_solutions_and_learn_them_when_they_
     seen = set(tokenizer.encode("".join(text for example in many for text, _ in example)))
     assert all(i in seen for i in range(256, tokenizer.end) if tokenizer.decode([i]).strip().isalpha())
     assert copy_examples(problems[:7], tokenizer, 50, seed=3) == []  # too few
-    assert copy_examples([{"steps": [{"question": "q", "solution": "So it is."}] * 9}], tokenizer, 50, seed=3) == []
+    assert copy_examples([{"problem": "So it is."}] * 9, tokenizer, 50, seed=3) == []  # no number
 
 
 # ---- answers -----------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def finish(process, status=0):
 def test_both_students_overfit_eight_problems_and_solve_all(here, problems):
     shape = ["--n-layer", 2, "--n-embd", 64, "--n-head", 2, "--lr", "4e-3", "--warmup", 20]
     lines = finish(script("train.py", "--role", "solver", "--steps", 250, *shape, cwd=here))
-    assert lines[-1] == "next: python train.py --role decomposer --init runs/solver --minutes 1.5"
+    assert lines[-1] == "next: python train.py --role decomposer --init runs/solver --minutes 2.5"
     lines = finish(script("train.py", "--role", "decomposer", "--init", "runs/solver", "--steps", 150, "--warmup", 20, cwd=here))
     assert lines[-1] == "next: python infer.py"
     lines = finish(script("infer.py", "--eval", "annotations/train.jsonl", "--out", "dialogues.jsonl", cwd=here))
@@ -474,7 +474,7 @@ def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
     Path("annotations/train.jsonl").rename("my file.jsonl")
     train.main(["--role", "solver", "--train", "my file.jsonl", "--out", "s", *short])
     assert capsys.readouterr().out.endswith("next: python train.py --role decomposer --init s --train 'my file.jsonl' "
-                                            "--valid annotations/valid.jsonl --minutes 1.5\n")
+                                            "--valid annotations/valid.jsonl --minutes 2.5\n")
     train.main(["--role", "cot", "--train", "my file.jsonl", *short])
     assert capsys.readouterr().out.endswith("next: python infer.py --procedure cot\n")
 
