@@ -2170,13 +2170,14 @@ def write_text(story):
 def write_solution(step):
     """The solution of a step, its annotation and what it finds: "<<5+3=8>>8 apples".
 
-    It is short because students learn from its tokens, and have minutes: with "Tom has 5 apples and Ann has 3 more."
-    before it, twice as long, they solve less.
+    It is short because students learn from its tokens, and have minutes: with "Tom has 5 apples and Ann has 3
+    more." before it, twice as long, they solve a third less (tests/RESULTS.md).
     """
     values = [one.value if isinstance(one, Clause) else one[0] for one in step.operands]
     equation = step.expression.format(*(TEACHER.number(value) for value in values))
     result, said = TEACHER.number(step.clause.value), step.clause.say()
-    return f"<<{equation}={result}>>{said[re.search(rf'(?<![.,0-9]){re.escape(result)}(?![0-9])', said).start():]}."
+    number_in_it = re.search(rf"(?<![.,0-9]){re.escape(result)}(?![0-9])", said)
+    return f"<<{equation}={result}>>{said[number_in_it.start():]}."
 
 
 def write_problem(story):

@@ -7,8 +7,8 @@ A teacher's annotation of one problem is one JSON object, one a line in a file (
                {"question": "How many do they have together?", "solution": "They have <<3+5=8>>8 cats."}],
      "answer": "8"}
 
-A role decides which of these texts a student reads and which it learns to write. The row becomes one sequence of
-tokens, laid out in segments. For a solver:
+A role decides which of these texts a student reads and which it learns to write. The row becomes one sequence
+of tokens, laid out in segments. For a solver:
 
     segment                                                               under the loss
      Ann has 3 cats. Bob has 2 more. How many do they have together?\n    no, it is read
@@ -745,10 +745,11 @@ def copy_examples(problems, tokenizer, count, seed):
         Carl has 131. Each box holds 12. CARL HAS 131. EACH BOX HOLDS 12. EACH BOX HOLDS 12. CARL HAS 131. ...
 
     It says 4 to 8 statements, then the same once more in order and twice in other orders. A problem asks once
-    in a while for a number that stands far back; here every eighth token or so begins one. Statements are sampled
-    uniformly, so that rare ones (of made-up words) are the most: these have several tokens and can only be copied.
-    In every other statement a word gives way to one to three of the vocabulary's tokens, sampled uniformly:
-    otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would be learned nowhere.
+    in a while for a number that stands far back; here every eighth token or so begins one. Statements are
+    sampled uniformly, so that rare ones (of made-up words) are the most: they have several tokens and can only
+    be copied. In every other statement a word gives way to one to three of the vocabulary's tokens, sampled
+    uniformly: otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would be learned
+    nowhere.
 
     Returns `count` lists of segments, the same for the same seed; none if fewer than 8 names have a number.
     """

@@ -211,9 +211,10 @@ EMBEDDING_EPS = 1e-4  # of AdamW: smaller than the gradients of words in use, la
 def make_optimizers(model, args):
     """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; only matrices decay.
 
-    Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The softmax
-    pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that into full steps,
-    and within some thousand of them these embeddings were one vector: no word of such tokens could be copied.
+    Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The
+    softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that into
+    full steps, and within some thousand of them these embeddings were one vector: no word of such tokens could
+    be copied.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
