@@ -274,6 +274,15 @@ def test_published_weights_and_what_began_so_are_fine_tuned(here, problems):
         train.is_pretrained(Path("ours"))
 
 
+def test_a_guided_decomposer_learns_the_guidance_of_each_problem_and_says_so(here, problems):
+    train.main(["--role", "decomposer", "--guidance", "steps", "--steps", "2", *TINY])
+    student = infer.load_student(Path("runs/decomposer"), "decomposer", rows=1)
+    assert student.guidance == "steps"
+    (ids, mask), = encode_problems(problems[:1], "decomposer", student.tokenizer, "steps")
+    read = student.tokenizer.decode(ids[~mask].tolist())
+    assert read == f" {problems[0]['problem']}\n {len(problems[0]['steps'])}\n"
+
+
 # ---- a run, however it is split, stopped and resumed -------------------------------------------------------
 
 def test_micro_batches_and_ranks_change_nothing_but_rounding(here):
