@@ -2411,7 +2411,8 @@ def from_strategyqa(row):
             raise Unfit("a sub-question refers to one that does not come before it")
         resolved.append(REFERENCE.sub(in_words, question.strip()))
     steps = [{"question": question, "solution": solution} for question, solution in zip(resolved, solutions)]
-    return {"id": f"strategyqa-{row.get('qid')}", "problem": problem, "steps": steps, "answer": answer}
+    name = {"id": f"strategyqa-{row['qid']}"} if "qid" in row else {}
+    return name | {"problem": problem, "steps": steps, "answer": answer}
 
 
 def word_stems(text):
@@ -2460,9 +2461,10 @@ def convert(args):
     for file in args.files:
         for where, row in read_table(file):
             n_read += 1
-            name = f"{args.command}-{n_read}"
+            source = file.stem if file.suffix == ".csv" else args.command  # such as mawps
+            name = f"{source}-{n_read}"
             try:
-                new = {"id": name} | converter(row) | {"source": args.command}
+                new = {"id": name} | converter(row) | {"source": source}
                 if text_key(new["problem"]) in seen:
                     raise Unfit("the same problem as an earlier row")
             except Unfit as e:
@@ -3186,11 +3188,11 @@ def check(args):
 
     Exit status 1 if anything is wrong.
     """
-    first, shown, lines = {}, Counter(), []  # first: {text of a problem: the path and where it is first}
+    first, shown, lines = {}, Counter(), []  # first: {text of a problem: the file's number and where it is}
     tokenizer = args.tokenizer
     if tokenizer:
         tokenizer = Tokenizer.gpt2() if tokenizer == "gpt2" else Tokenizer.from_pretrained(tokenizer)
-    for path in args.files:
+    for k, path in enumerate(args.files):
         problems, faults = read_leniently(path)
         rows = [row for _, row in problems]
         tokenizer = tokenizer or (train_tokenizer(rows) if rows else None)
@@ -3203,9 +3205,9 @@ def check(args):
             if not fits(sequence, args.block_size):
                 n_tokens = len(sequence[0])
                 faults.append(("long", where, f"{n_tokens:,} tokens, the block has {args.block_size:,}"))
-            first_path, first_where = first.setdefault(text_key(row["problem"]), (path, where))
-            if first_where != where:
-                kind = "twice" if first_path == path else "leak"
+            first_k, first_where = first.setdefault(text_key(row["problem"]), (k, where))
+            if (first_k, first_where) != (k, where):
+                kind = "twice" if first_k == k else "leak"
                 faults.append((kind, where, f"the same problem as {first_where}"))
         counts = Counter(kind for kind, *_ in faults)
         for kind, where, fault in faults:
@@ -3279,6 +3281,8 @@ def print_next(folder, counts, role="solver"):
     train, valid, test = (shlex.quote(str(folder / f"{split}.jsonl")) for split in SPLITS)
     if counts.get("test", 0) > counts.get("train", 0):
         print(f"next: python infer.py --eval {test}")
+    elif "valid" not in counts:
+        return  # these are to be put beside others
     elif folder == Path("annotations"):
         print(f"next: python train.py --role {role}")
     else:

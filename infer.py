@@ -9,7 +9,7 @@
 A procedure, such as `socratic`, says for one problem which student writes what; it reads like the paper's
 figure. `solve` runs it for many problems at once, by continuous batching: each problem has a row in every
 student's KV cache, a forward gives one more token to all rows that wait for the same student, and a row
-whose problem is solved takes the next problem at once. What is written in a row depends on no other row.
+whose problem is solved takes the next problem at once. But for rounding, no row depends on the others.
 """
 import hashlib
 import json
@@ -187,7 +187,7 @@ def choose(logits, sampling=None, uniform=None):
     """
     if sampling is None:
         return logits.argmax(dim=-1)
-    p = (logits.float() / sampling.temperature).softmax(dim=-1)
+    p = (logits.float() / max(sampling.temperature, 1e-4)).softmax(dim=-1)  # smaller ones overflow
     p, tokens = p.sort(dim=-1, descending=True, stable=True)  # (B, vocab_size) each
     if sampling.top_k:
         p[:, sampling.top_k:] = 0
@@ -711,8 +711,10 @@ def prompt(procedure, students, options, guide):
         while True:
             problem = {"problem": ask("\nProblem: "), **guide}
             if procedure is given and PROBLEM_SIGN.search(problem["problem"]):
-                questions = iter(lambda: ask("Question: "), "")
-                problem["steps"] = [{"question": question} for question in questions]
+                problem["steps"] = []
+                with suppress(EOFError):  # the end of a pipe ends them too
+                    while question := ask("Question: "):
+                        problem["steps"].append({"question": question})
             if problem["problem"]:
                 show(problem, procedure, students, options)
     except (EOFError, KeyboardInterrupt):
@@ -787,6 +789,8 @@ def main(argv=None):
         if student.guidance and not told:
             raise UserError(f"the {role} was trained with --guidance {student.guidance}: tell it by --guide "
                             "TEXT, or in a file by 'steps' or 'guide' of each problem", 2)
+    if args.guide and not any(student.guidance for student in students.values()):
+        raise UserError("--guide is for students that were trained with --guidance", 2)
     guide = {"guide": args.guide} if args.guide else {}
     if args.eval:
         evaluate(args, problems, procedure, students, options)
