@@ -2351,7 +2351,7 @@ def convert(args):
         for where, row in read_table(file):
             n_read += 1
             source = file.stem if file.suffix == ".csv" else args.command  # such as mawps
-            name = f"{source}-{n_read}"
+            name = f"{args.command}-{n_read}"
             try:
                 new = {"id": name} | converter(row) | {"source": source}
                 if text_key(new["problem"]) in seen:

@@ -376,7 +376,7 @@ def test_resume_takes_the_runs_own_flags_and_refuses_others(here, capsys):
     train.main(flags)
     capsys.readouterr()
     write_problems("other.jsonl", read_problems("annotations/train.jsonl")[1:])
-    for more, message in (["--lr", "1"], "--lr is 1.0, the run has 0.003"), \
+    for more, message in (["--lr", "1"], "--lr is 1.0, the run has 0.005"), \
             (["--n-embd", "64"], "--n-embd is 64, the run has 32"), \
             (["--train", "other.jsonl"], "--train is other.jsonl, the run has annotations/train.jsonl"):
         code, err = fails(capsys, "--role", "cot", *more, "--resume")
