@@ -746,10 +746,10 @@ def copy_examples(problems, tokenizer, count, seed):
 
     It says 4 to 8 statements, then the same once more in order and twice in other orders. A problem asks once
     in a while for a number that stands far back; here every eighth token or so begins one. Statements are
-    sampled uniformly, so that rare ones (of made-up words) are the most: they have several tokens and can only
-    be copied. In every other statement a word gives way to one to three of the vocabulary's tokens, sampled
-    uniformly: otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would be learned
-    nowhere.
+    sampled uniformly, so that rare ones (of made-up words) are the most: they have several tokens and can
+    only be copied. In every other statement a word gives way to one to three of the vocabulary's tokens,
+    sampled uniformly: otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would
+    be learned nowhere.
 
     Returns `count` lists of segments, the same for the same seed; none if fewer than 8 names have a number.
     """

@@ -212,9 +212,9 @@ def make_optimizers(model, args):
     """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; only matrices decay.
 
     Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The
-    softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that into
-    full steps, and within some thousand of them these embeddings were one vector: no word of such tokens could
-    be copied.
+    softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that
+    into full steps, and within some thousand of them these embeddings were one vector: no word of such tokens
+    could be copied.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
