@@ -64,22 +64,27 @@ def row_list(text):
 
 
 def by_letter(**texts):
+    """Tables, one a keyword, as {letter: list of words}."""
     return {letter: word_list(text) for letter, text in texts.items()}
 
 
 def capital(text):
+    """A text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def article(noun):
+    """A noun behind its article: "an apple"."""
     return f"{'an' if noun[0] in 'aeio' or noun.startswith('um') else 'a'} {noun}"
 
 
 def join(names):
+    """Names in a row: "Ann, Ben and Carl"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def add_s(word, hissing="s|sh|ch|x|z"):
+    """A word with the s of a plural or of he, she, it: "boxes", "cries"."""
     if re.search(f"({hissing})$", word):
         return word + "es"
     return word[:-1] + "ies" if re.search("[^aeou]y$", word) else word + "s"
@@ -3200,16 +3205,19 @@ def json_object(text):
 
 
 def add_seed_and_force(p):
+    """The flags --seed and --force."""
     p.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes (0)")
     p.add_argument("--force", action="store_true", help="replace files that hold other problems")
 
 
 def add_split(p):
+    """The flag --split."""
     p.add_argument("--split", type=shares, default=(95, 5, 0), metavar="TRAIN/VALID/TEST",
                    help="percent of the problems, by a hash of each (95/5/0)")
 
 
 def add_converter_flags(p, name):
+    """The flags of gsm8k, svamp and strategyqa."""
     p.add_argument("files", nargs="+", type=Path, metavar="FILE")
     p.add_argument("--out", type=Path, default=Path("annotations", name), metavar="DIR",
                    help="folder of train.jsonl, valid.jsonl and test.jsonl (%(default)s)")
@@ -3218,6 +3226,7 @@ def add_converter_flags(p, name):
 
 
 def add_teacher_flags(p):
+    """The flags of teacher."""
     flag, count = p.add_argument, whole_number(1)
     flag("file", type=Path, metavar="FILE", help="problems with their answers")
     flag("--url", required=True, help="such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY")
@@ -3244,6 +3253,7 @@ def add_teacher_flags(p):
 
 
 def add_self_flags(p):
+    """The flags of self."""
     flag, count = p.add_argument, whole_number(1)
     flag("file", type=Path, metavar="FILE", help="problems with their answers")
     flag("--decomposer", type=Path, default=Path("runs/decomposer"), metavar="DIR", help="(%(default)s)")
@@ -3262,6 +3272,7 @@ def add_self_flags(p):
 
 
 def add_check_flags(p):
+    """The flags of check."""
     p.add_argument("files", nargs="+", type=Path, metavar="FILE")
     p.add_argument("--role", choices=ROLES, default="solver", help="whose sequences are measured (solver)")
     p.add_argument("--block-size", type=whole_number(1), default=512, metavar="N", help="tokens (512)")
