@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from data import (
     ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, annotate_equations, atomic_write, calculate,
-    check_problem, encode_problems, fits, get_device, invalid_annotations, matches_answer, number,
+    check_problem, encode_problems, fits, get_device, invalid_annotations, matches_answer, number, one_line,
     parse_number, parse_rows, read_problems, read_rows, run_script, same_answer, states_answer, to_jsonl,
     train_tokenizer, whole_number, write_problems)
 from infer import Sampling, load_student, socratic, solve
@@ -2332,17 +2332,12 @@ def read_table(path):
         raise UserError(f"{path}: no CSV file in UTF-8: {e}")
 
 
-def text_key(text):
-    """A text's words. Texts that differ in white space alone share them and are the same problem."""
-    return " ".join(text.split())
-
-
 def split_of(problem, shares):
     """The split of a problem (text), by a hash: it stays there when the file grows or changes its order.
 
     shares: percent of train, valid and test.
     """
-    digest = hashlib.sha256(text_key(problem).encode("utf-8", "replace")).digest()
+    digest = hashlib.sha256(one_line(problem).encode("utf-8", "replace")).digest()
     place = int.from_bytes(digest[:8], "big") % 10000
     return next(split for split, upto in zip(SPLITS, accumulate(shares)) if place < 100 * upto)
 
@@ -2359,12 +2354,12 @@ def convert(args):
             name = f"{args.command}-{n_read}"
             try:
                 new = {"id": name} | converter(row) | {"source": source}
-                if text_key(new["problem"]) in seen:
+                if one_line(new["problem"]) in seen:
                     raise Unfit("the same problem as an earlier row")
             except Unfit as e:
                 left_out.append((str(e), where, row.get("qid") or row.get("ID") or name))
                 continue
-            seen.add(text_key(new["problem"]))
+            seen.add(one_line(new["problem"]))
             splits[split_of(new["problem"], args.split)].append(new)
             n_plain += "questions" in new
     if not seen:
@@ -2457,7 +2452,7 @@ def read_prompts(args):
 def fill_prompt(prompt, problem, steps):
     """A prompt about a problem (text) and, for questions, the solutions of its steps."""
     solutions = numbered("Solution", [step["solution"] for step in steps])
-    values = {"{problem}": text_key(problem), "{solutions}": solutions}
+    values = {"{problem}": one_line(problem), "{solutions}": solutions}
     return re.sub(r"\{problem\}|\{solutions\}", lambda match: values[match[0]], prompt)
 
 
@@ -2515,7 +2510,7 @@ def labelled_parts(reply):
             text = text.split("\n\n")[0]  # without "Let me know if ..."
         if label == "answer":
             text = text.split("\n")[0]
-        parts.append((label, text_key(text).strip("*_ ")))
+        parts.append((label, one_line(text).strip("*_ ")))
         if not parts[-1][1]:
             raise Unfit("the reply has an empty part")
         if label == "answer":
@@ -2573,7 +2568,7 @@ def verify(steps, answer, problem):
 
 def verify_questions(steps):
     """The steps, if none asks what another has asked. Raises Unfit."""
-    asked = Counter(text_key(step["question"]).casefold() for step in steps if "question" in step)
+    asked = Counter(one_line(step["question"]).casefold() for step in steps if "question" in step)
     for question, n in asked.items():
         if n > 1:
             raise Unfit(f"it asks {n} times: {question[:60]}")
@@ -2869,7 +2864,7 @@ def error_message(text):
         text = str(error.get("message") or error if isinstance(error, dict) else error)
     except (ValueError, LookupError, AttributeError, RecursionError):
         text = re.sub(r"<[^>]*>", " ", text)
-    return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text_key(text))[:200] or "(nothing)"
+    return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", one_line(text))[:200] or "(nothing)"
 
 
 def seconds_to_wait(retry_after):
@@ -2923,7 +2918,7 @@ class Log:
         self.file.flush()
 
     def count(self, row):
-        self.rows[text_key(row["problem"])] = row
+        self.rows[one_line(row["problem"])] = row
         self.tokens = add(self.tokens, row["teacher"]["tokens"])
 
     def append(self, row):
@@ -2962,7 +2957,7 @@ def teacher(args):
     prompts, endpoint, problems = read_prompts(args), Endpoint(args), {}
     for n, row in enumerate(read_problems(args.file, steps=args.style == "questions"), 1):
         row = {"id": f"{args.file.stem}-{n}"} | without_old_steps(row)
-        problems.setdefault(text_key(row["problem"]), row)
+        problems.setdefault(one_line(row["problem"]), row)
     if args.dry_run:
         first = next(iter(problems.values()))
         prompt = fill_prompt(prompts[STAGES[args.style][0]], first["problem"], first.get("steps", []))
@@ -3099,7 +3094,7 @@ def check(args):
             if not fits(sequence, args.block_size):
                 n_tokens = len(sequence[0])
                 faults.append(("long", where, f"{n_tokens:,} tokens, the block has {args.block_size:,}"))
-            first_k, first_where = first.setdefault(text_key(row["problem"]), (k, where))
+            first_k, first_where = first.setdefault(one_line(row["problem"]), (k, where))
             if (first_k, first_where) != (k, where):
                 kind = "twice" if first_k == k else "leak"
                 faults.append((kind, where, f"the same problem as {first_where}"))

@@ -180,13 +180,18 @@ def write_problems(path, problems):
 
 # ---- from a problem to a sequence of tokens ----------------------------------------------------------------
 
+def one_line(text):
+    """A text with single spaces in place of all its white space."""
+    return " ".join(text.split())
+
+
 def to_line(text):
     """A problem, a sub-question or a solution as it stands in a sequence: " text\\n", on one line.
 
     The space comes first because GPT-2's tokens carry the space before them: a name is then the same token at
     the start of a line and inside it, and a student can copy it as it stands.
     """
-    return f" {' '.join(text.split())}\n"
+    return f" {one_line(text)}\n"
 
 
 def guidance_text(problem, guidance):
@@ -215,7 +220,7 @@ def segments(problem, role, guidance=None):
     Lines end in a newline and answers in <|endoftext|>: so a student learns when to stop.
     """
     step_kinds, close_kinds, loss_kinds = ROLES[role]
-    text_of = {"#": MARK, "a": f" {' '.join(problem['answer'].split())}", ".": None}
+    text_of = {"#": MARK, "a": f" {one_line(problem['answer'])}", ".": None}
     parts = [(text, False) for text in problem_prompt(problem, guidance)]
     for step in problem["steps"]:
         text_of |= {"q": to_line(step["question"]), "s": to_line(step["solution"])}
@@ -757,7 +762,7 @@ def copy_examples(problems, tokenizer, count, seed):
         return []
     numbers_of = defaultdict(list)  # beginning of a sentence, " Carl has": its numbers, [" 131.", ...]
     for problem in problems:
-        for sentence in re.split(r"(?<=[.!?]) ", " ".join(problem["problem"].split())):
+        for sentence in re.split(r"(?<=[.!?]) ", one_line(problem["problem"])):
             if match := _STATEMENT.match(sentence):
                 numbers_of[" " + match["name"]].append(match["number"].rstrip(".,") + ".")
     rng, names = random.Random(seed), list(numbers_of)

@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import (MARK, Parser, Tokenizer, UserError, calculator_result, get_device, number, parse_rows,
-                  problem_prompt, read_problems, run_script, same_answer, to_jsonl, to_line, whole_number)
+from data import (MARK, Parser, Tokenizer, UserError, calculator_result, get_device, number, one_line,
+                  parse_rows, problem_prompt, read_problems, run_script, same_answer, to_jsonl, to_line,
+                  whole_number)
 from model import GPT, KVCache, prepack_matrices
 
 
@@ -486,7 +487,7 @@ def share(hits):
 def question_metrics(problems, results):
     """How the students' sub-questions match the teacher's: lines, none if no teacher's are known."""
     def questions(steps):
-        return [" ".join(step["question"].split()) for step in steps]
+        return [one_line(step["question"]) for step in steps]
 
     pairs = [(questions(result["steps"]), questions(problem["steps"]))
              for problem, result in zip(problems, results) if problem.get("steps")]

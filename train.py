@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, copy_examples,
-                  encode_problems, encode_segments, fits, get_device, make_batch, number, plan_batches,
-                  read_problems, run_script, same_answer, train_tokenizer, whole_number)
+                  encode_problems, encode_segments, fits, get_device, make_batch, number, one_line,
+                  plan_batches, read_problems, run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
 
@@ -285,7 +285,7 @@ def count_solved(model, tokenizer, problems, role, guidance=None):
     students, solved = {role: infer.Student(model, tokenizer, n_rows, guidance)}, 0
     for i, record in infer.solve(problems, procedure, students):
         if role == "decomposer":
-            asked, wanted = ([" ".join(step["question"].split()) for step in steps]
+            asked, wanted = ([one_line(step["question"]) for step in steps]
                              for steps in (record["steps"], problems[i]["steps"]))
             solved += asked == wanted
         else:
@@ -393,7 +393,6 @@ class Progress:
 
     def evaluation_due(self, done, args):
         """Whether another tenth of the run is over. Of a limited time, evaluations may take a tenth."""
-        self.eval_index = min(self.eval_index, int(10 * done))  # of a run that was resumed to be longer
         affordable = args.max_steps or self.eval_seconds <= 0.1 * self.seconds
         return int(10 * done) > self.eval_index and affordable
 
@@ -424,6 +423,8 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
     max_over_ranks = DelayedMax(args.world)
     saved_at = progress.seconds
     start = time.perf_counter() - saved_at
+    # a run that is resumed to be longer has fewer of its tenths behind it
+    progress.eval_index = min(progress.eval_index, int(10 * progress.share_done(args)))
 
     with Log(args, data.rows, progress) as log, catch_signals() as signals:
         while True:
