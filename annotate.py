@@ -110,6 +110,7 @@ class Thing:
     many: str = ""
     letter: str = ""  # of NOUNS
     adjective: str = ""
+    content: "Thing" = None  # of a box: what is in it
 
     def __post_init__(self):
         object.__setattr__(self, "many", self.many or plural(self.one))
@@ -133,7 +134,7 @@ take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:gr
 say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:won catch:caught dig:dug
 build:built choose:chose lose:lost eat:ate break:broke throw:threw tear:tore lend:lent hide:hid read:read
 run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept sing:sang ride:rode lay:laid feed:fed
-hang:hung teach:taught light:lit fly:flew come:came quit:quit"""))
+hang:hung teach:taught light:lit fly:flew come:came quit:quit meet:met"""))
 DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab swim cut dig")
 
 
@@ -231,6 +232,7 @@ CONTAINERS = by_letter(
     t="box bag jar pack case drawer tin pile bin", s="box pack drawer desk folder stack carton bag",
     c="box bag pile drawer crate suitcase rack", h="box crate pack carton drawer stack",
     a="cage pen barn pond group")
+BOXES = word_list("box bag jar basket crate pack")
 GROUPS = row_list("""chair:row:in tree:row:in student:team:in child:group:in photo:page:on book:shelf:on
 car:row:in seat:row:in soldier:line:in desk:row:in player:team:on passenger:bus:on flower:vase:in bird:cage:in
 guest:table:at dancer:group:in plant:row:in page:chapter:in camper:tent:in problem:page:on stamp:page:on
@@ -314,8 +316,24 @@ on_the_top_shelf:on_the_bottom_shelf in_the_old_house:in_the_new_house""")
 WHERE = word_list("""at_the_market at_the_fair in_the_shop at_a_yard_sale at_school at_the_park at_the_store
 in_the_garden at_the_mall on_the_way_home at_the_beach in_the_attic after_school for_a_party for_a_friend
 last_weekend during_the_holidays on_Friday in_the_morning yesterday before_dinner at_camp last_summer""")
+HERE = ["", "", ""] + word_list("at_the_market at_the_fair at_school in_town on_the_island at_camp")
 LATER = word_list("""an_hour_later in_the_evening at_noon in_the_afternoon the_next_morning after_ten_minutes
 before_sunset""")
+# what sentences without a number say
+WHILES = word_list("""one_day after_lunch before_school on_a_rainy_day during_the_holidays after_a_long_day
+on_the_way_home at_the_beginning_of_the_year in_the_middle_of_the_week without_telling_the_others as_always
+because_of_the_cold_weather for_the_first_time at_the_end_of_the_month after_a_hearty_breakfast
+on_the_last_day_of_the_trip before_sunrise for_the_big_festival with_a_little_help before_dinner
+early_in_the_morning late_at_night to_pass_the_time in_a_small_town_near_the_sea""")
+DOINGS = word_list("""walk_to_the_market help_in_the_garden get_ready_for_a_long_trip
+plan_a_party_for_the_whole_family clean_the_old_garage visit_the_museum talk_about_the_weather
+prepare_everything_for_the_next_day wait_for_the_bus play_in_the_park look_out_of_the_window
+want_to_learn_something_new work_on_a_school_project go_to_a_concert decorate_the_house listen_to_the_radio
+watch_the_birds start_a_new_hobby open_a_small_shop join_a_club make_a_list have_an_idea
+need_things_for_the_kitchen take_part_in_a_contest move_to_another_house follow_an_old_recipe
+meet_friends_at_the_station carry_everything_home think_about_a_present try_something_new""")
+CROWDS_AT_WORK = word_list("""the_neighbours many_people the_children most_families the_teachers all_visitors
+the_workers the_students some_friends the_tourists the_people_of_the_town the_members_of_the_club""")
 JOBS = word_list("""mowing_lawns washing_cars walking_dogs babysitting selling_lemonade delivering_newspapers
 cleaning_windows raking_leaves helping_at_home watering_plants painting_a_fence shoveling_snow tutoring
 feeding_cats carrying_bags""")
@@ -366,7 +384,7 @@ have: {S} ([have]|[own]) {N} {tail}. | {S} [have] a {box} with {N}. | There [#be
 act: {S} [{V}] {N} {tail}. | {Tail}, {S} [{V}] {N}. | {Tail} {S} [{V}] {N}. | {S} ([manage] to {V}|[be] able
   to {V}|[{V}] exactly) {N} {tail}.
 cost: {S} [cost] {N}. | The price of {S} [-be] {N}. | ({S} [be] sold|One can buy {S}) for {N}. | {N} [-be] the
-  price of {S}. | The shop [-sell] {S} for {N}.
+  price of {S:obj}. | The shop [-sell] {S} for {N}.
 there: There [#be] {N} {tail}. | {Tail} there [#be] {N}. | Someone [-count] {N} {tail}. | {N} [#be] {tail}. |
   {Tail}, ({N} can be seen|there [#be] exactly {N}).
 money: {S} [have] ({N} {tail}|{N} in {his} pocket|saved {N}). | There [#be] {N} in {S's} purse. | {S} [start]
@@ -375,8 +393,8 @@ be: {S} [be] {N} {adj} {tail}. | The {side} of {S} [-be] {N}. | {S} [have] a {si
   [-be] {N}. | {S} [be] exactly {N} {adj}. | In {side}, {S} [measure] {N}.
 age: {S} [be] ({N} old {tail}|{k} years of age|{k}). | {S's} age [-be] {k}. | At the moment, {S} [be] {N} old.
   | {S} [be] now {k} years old. | The age of {S} [-be] {N}.
-weigh: {S} [weigh] {N}. | ({S's} weight|The weight of {S}) [-be] {N}. | The scale [-show] {N} for {S}. | {S}
-  ([weigh] exactly|[be] weighed:) {N}.
+weigh: {S} [weigh] {N}. | ({S's} weight|The weight of {S:obj}) [-be] {N}. | The scale [-show] {N} for {S}. |
+  {S} ([weigh] exactly|[be] weighed:) {N}.
 gain: {S} [{V}] {G} (|{where}). | (Then {S}|Later {S}|{Where}, {S}|After that {S}|{S} also) [{V}] {G}.
 given: {O} [&give] ({S:obj} {G}|{G} to {S:obj}). | {S} ([get] {G} from|[be] given {G} by|[receive] {G} from)
   {O}. | Then {O} [&bring] {S:obj} {G}. | {O} [&send] {G} to {S:obj}. | Then {O} [&give] {S:obj} {G}.
@@ -429,12 +447,10 @@ half: {S} [{V}] half as {many} {what} {tail} as {ref:obj}. | {S} [{V}] half the 
 fraction: {S} [{V}] (a|one) {nth} as {many} {what} {tail} as {ref:obj}. | {S} [{V}] a {nth} of the {amount}
   that {ref} {do}. | {Tail}, {S} [{V}] a {nth} as {many} {what} as {ref:obj}. | {S} [{V}] only a {nth} as
   {many} {what} {tail} as {ref:obj}. | {S} [{V}] one {nth} of the {amount} that {ref} {do}.
-there more: There [#be] {M} {tail} than {ref:obj}. | (There [#be] {M} {tail}|{Tail} there [#be] {M}) than
-  {ref:obj}. | Compared with the {ref}, there [#be] {M}. | {M} than {ref:obj} [#be] {tail}. | There [#be] {N}
-  more {tail} than {ref:obj}.
-there fewer: There [#be] {L} {tail} than {ref:obj}. | There [#be] {L} {tail} than {ref:obj}. | {Tail} there
-  [#be] {L} than {ref}. | {L} than {ref:obj} [#be] {tail}. | There [#be] ({N} {less}|{L}) {tail} than
-  {ref:obj}.
+there more: There [#be] {M} {tail} than {ref:obj}. | {Tail} there [#be] {M} than {ref:obj}. | Compared with
+  the {ref}, there [#be] {M}. | {M} than {ref:obj} [#be] {tail}. | There [#be] {N} more {tail} than {ref:obj}.
+there fewer: There [#be] {L} {tail} than {ref:obj}. | {Tail} there [#be] {L} than {ref}. | {L} than {ref:obj}
+  [#be] {tail}. | There [#be] {N} {less} {tail} than {ref:obj}.
 there times: There [+be] {x} times as many {T} {tail} as {ref:obj}. | {Tail} there [+be] {x} times as many {T}
   as {ref:obj}. | There [+be] {x} times as many {T} as {ref:obj} {tail}. | {X} times as many {T} as {ref:obj}
   [+be] {tail}.
@@ -448,19 +464,21 @@ is more: {S} [be] ({N}|{k} {units}) {more} than {O}. | {S} [be] {N} {more} than 
   {O:obj}, {S} [be] {N} {more}. | {S} [be] exactly {N} {more} than {O}. | {O} [&be] {N} {less} than {S:obj}.
 is fewer: {S} [be] ({N}|{k} {units}) {less} than {O}. | {S} [be] {N} {less} than {O} [&be]. | Compared with
   {O:obj}, {S} [be] {N} {less}. | {S} [be] exactly {N} {less} than {O}. | {O} [&be] {N} {more} than {S:obj}.
-is times: {S} [be] {x} times as {adj} as {O} (|[&be]). | (The {side} of {S}|{S's} {side}) [-be] {x} times that
-  of {O}. | {S} [be] exactly {x} times as {adj} as {O}. | Compared with {O:obj}, {S} [be] {x} times as {adj}.
-is twice: {S} [be] twice as {adj} as {O} (|[&be]). | The {side} of {S} [-be] twice that of {O}. | {S} ([have]
-  twice the {side} of|[be] exactly twice as {adj} as) {O}. | Compared with {O:obj}, {S} [be] twice as {adj}.
-is half: {S} [be] (|only) half as {adj} as {O}. | The {side} of {S} [-be] half that of {O}. | {S} [be] half as
-  {adj} as {O} [&be]. | {S} [have] half the {side} of {O}. | {O} [&be] twice as {adj} as {S:obj}.
-is fraction: {S} [be] (a|one) {nth} as {adj} as {O}. | The {side} of {S} [-be] a {nth} of that of {O}. | {S}
-  [be] only a {nth} as {adj} as {O}. | ({S's} {side} [-be] a {nth} of that|{S} [have] a {nth} of the {side})
-  of {O}.
+is times: {S} [be] {x} times as {adj} as {O} (|[&be]). | (The {side} of {S:obj}|{S's} {side}) [-be] {x} times
+  that of {O:obj}. | {S} [be] exactly {x} times as {adj} as {O}. | Compared with {O:obj}, {S} [be] {x} times
+  as {adj}.
+is twice: {S} [be] twice as {adj} as {O} (|[&be]). | The {side} of {S} [-be] twice that of {O:obj}. | {S}
+  ([have] twice the {side} of|[be] exactly twice as {adj} as) {O}. | Compared with {O:obj}, {S} [be] twice as
+  {adj}.
+is half: {S} [be] (|only) half as {adj} as {O}. | The {side} of {S} [-be] half that of {O:obj}. | {S} [be]
+  half as {adj} as {O} [&be]. | {S} [have] half the {side} of {O:obj}. | {O} [&be] twice as {adj} as {S:obj}.
+is fraction: {S} [be] (a|one) {nth} as {adj} as {O}. | The {side} of {S} [-be] a {nth} of that of {O:obj}. |
+  {S} [be] only a {nth} as {adj} as {O}. | ({S's} {side} [-be] a {nth} of that|{S} [have] a {nth} of the
+  {side}) of {O:obj}.
 all: {S} [{V}] ({N} {tail}|a total of {N}). | In total, {S} [{V}] {N}. | {S} [{V}] {N} in all. | Altogether,
   {S} [{V}] {N}. | {S} [{V}] {N} altogether.
-all there: There [#be] ({N} {tail}|{N} {tail} in all|a total of {N} {tail}). | {Tail} there [#be] {N}. | (In
-  all|Altogether) there [#be] {N} {tail}.
+all there: There [#be] ({N} {tail} in all|{N} in all {tail}|a total of {N} {tail}). | {Tail} there [#be] {N}.
+  | (In all|Altogether) there [#be] {N} {tail}.
 some are: ({K} of them|Of these, {k}|{K} of the {T}|{K}|Only {k} of them|Among them, {k}) [#be] {adj}.
 share is: ({Share} of them|{Share} of the {T}|Of these, {share}|Exactly {share} of the {T}|{Share} of these
   {T}|Among them, {share}) [+be] {adj}.
@@ -468,9 +486,9 @@ the rest: (The rest|The others|All the others|The remaining ones|The remaining {
 groups: {S} [have] {N} (with {m} {T} {at}|of {m} {T}) each. | {S} [have] {N}. Each {group} [-have] {m} {T}. |
   {S} ([have] {N}. There [+be]|[own] {N} with) {m} {T} {at} each {group}. | {S} [have] {N} and {at} each
   {group} there [+be] {m} {T}. | {S} [have] {N}. Every {group} [-hold] {m} {T}.
-there groups: There [#be] {N} with {m} {T} {at} each {group}. | There [#be] {N}, each with {m} {T}. | There
-  [#be] {N}. (Every {group} [-have]|{At} each {group} there [+be]) {m} {T}. | {N} [#have] {m} {T} each. | Each
-  of {N} [-have] {m} {T}.
+there groups: There [#be] {N} {here} with {m} {T} {at} each {group}. | There [#be] {N}, each with {m} {T}. |
+  There [#be] {N}. (Every {group} [-have]|{At} each {group} there [+be]) {m} {T}. | {N} [#have] {m} {T} each.
+  | Each of {N} [-have] {m} {T}.
 each has: There [+be] {m} {T} {at} each {group}. | (Each {group} [-have]|{At} each {group} there [+be]|Every
   {group} [-have]|Each {group} [-contain]) {m} {T}. | {m} {T} [+be] {at} each {group}.
 buys groups: {S} [{V}] {N} (of {m} {T} each|with {m} {T} in each {group}). | Then {S} [{V}] {N} with {m} {T}
@@ -497,8 +515,8 @@ gives each: {S} [give] {m} {T} (to each of|each to) {N}. | Then {S} [give] each 
 gets from each: Each of {N} [-give] {S:obj} {m} {T}. | {N} [#give] {S:obj} {m} {T} each. | {S} [get] {m} {T}
   from each of {N}. | Then each of {N} [-give] {S:obj} {m} {T}. | {S} [receive] {m} {T} from each of {N}. |
   {N} [#bring] {S:obj} {m} {T} each.
-each person: {N} [#have] {m} {T} each. | (Each of {N}|There [#be] {N}. Each {one}) [-have] {m} {T}. | {N}
-  [#bring] {m} {T} each. | There [#be] {N} and each {one} [-own] {m} {T}. | {N} each [#have] {m} {T}.
+each person: {N} [#have] {m} {T} each {here}. | (Each of {N}|There [#be] {N}. Each {one}) [-have] {m} {T}. |
+  {N} [#bring] {m} {T} each. | There [#be] {N} and each {one} [-own] {m} {T}. | {N} each [#have] {m} {T}.
 per: {S} [{V}] {N} {per}. | {Per}, {S} [{V}] {N}. | {S} (always|usually) [{V}] {N} {per}. | {S} [{V}] ({N} in
   one {unit}|exactly {N} {per}).
 for so long: ({S} [do] this|{S} [keep] this up|This [-go] on|{S} [do] so|{S} [continue] like this) for {N}. |
@@ -512,8 +530,8 @@ costs: (One {one}|{A one}|Each {one}) [-cost] {P}. | The price of one {one} [-be
 buys at: {S} [{V}] {N} (for|at) {P} each. | {S} [{V}] {N}. Each {one} [-cost] {P}. | {S} [{V}] {N} that
   [#cost] {P} each. | One {one} [-cost] {P} and {S} [{V}] {N}. | {S} [{V}] {N} at a price of {P} each.
 buys: {S} ([{V}]|[want] to buy|[take]|[order]) {N}. | {S} [get] {N} {where}. | {S} [pay] for {N}.
-paid for all: {S} [pay] {P} for {N}. | {S} [{V}] {N} for {P} in all. | {S} [spend] {P} on {N}. | {N} [#cost]
-  {S:obj} {P} in all. | Together, {N} [#cost] {P}. | {S} [{V}] {N} and [pay] {P}.
+paid for all: {S} [pay] {P} for {N} {here}. | {S} [{V}] {N} for {P} in all. | {S} [spend] {P} on {N}. | {N}
+  [#cost] {S:obj} {P} in all. | Together, {N} [#cost] {P}. | {S} [{V}] {N} and [pay] {P}.
 spent in all: {S} ([spend] {N} on|[pay] {N} for) {T}. | {S} [buy] {T} for {N}. | For {T}, {S} [spend] {N}. |
   {S} ([spend] a total of {N} on|[give] {N} for) {T}.
 pays with: {S} ([pay] with|[give] the cashier|[hand] over) {bill}. | {S} [pay] with {N}. | {S} [put] {bill} on
@@ -521,8 +539,8 @@ pays with: {S} ([pay] with|[give] the cashier|[hand] over) {bill}. | {S} [pay] w
 cuts: {S} [be] cut into pieces of {N}. | Someone [-cut] {S} into pieces of {N} each. | {S} [be] cut into
   pieces, each {N} long. | ({O} [&cut] {S} into|{O} [&divide] {S} into|{S} [be] sawn into equal) pieces of
   {N}.
-cut off: {O} [&cut] {N} off {S}. | {N} of {S} [#be] cut off. | (Someone [-cut] off|{O} [&use]|{O} [&take]) {N}
-  of {S}. | {S} [be] shortened by {N}.
+cut off: {O} [&cut] {N} off {S:obj}. | {N} of {S} [#be] cut off. | (Someone [-cut] off|{O} [&use]|{O} [&take])
+  {N} of {S:obj}. | {S} [be] shortened by {N}.
 grows: {S} [grow] ({M}|by {N}). | Then {S} [grow] another {N}. | In a year {S} [grow] {N}. | {S} then [grow]
   {M}. | During the summer {S} [grow] {N}.
 loses half: {S} [{V}] half of ({them}|the {T}). | (Then {S} [{V}]|{S} [{V}] exactly|{Where}, {S} [{V}]|{S}
@@ -533,13 +551,13 @@ parts: (There [#be]|{O} [&see]) {N} {tail}. | {O} [&have] {N}. | {O} [&count] {N
   {O} [&look] at {N} {tail}.
 unneeded age: {S} [be] {k} (years old|). | {S} [have] {k} cousins. | {S} [live] at number {k}. | {S} [have]
   {k} classmates. | {S} [be] in room {k}.
-setting: It [-be] a sunny day. | {S} [like] {T}. | {S} [be] at school. | One day {S} [be] busy with {T}. | {S}
-  [know] a lot about {T}. | It [-be] raining, and {S} [be] at home. | {S} [collect] {T}. | Everybody [-know]
-  {S}. | It [-be] a cold morning. | {S} [have] a busy week. | This [-happen] last summer. | {S} [think] about
-  {T}. | {S} [get] up early. | It [-be] the last day of the holidays. | {S} [want] to be good at numbers. |
-  Here [-be] a story about {T}.
+setting: {While}, {S} [{V}]. | {S} [{V}] {while}. | {While} {S} [{V}]. | {While}, {crowd} [+{V}]. | {Crowd}
+  [+{V}] {while}. | {S} [{V}]. | {S} [{V}] because {crowd} [+like] it. | {S} [{V}], and {crowd} [+watch]. | It
+  [-be] a sunny day. | {S} [like] {T}. | It [-be] raining, and {S} [be] at home. | {S} [collect] {T}. |
+  Everybody [-know] {S:obj}. | It [-be] the last week of the summer. | {S} [think] about {T}. | Here is a
+  story about {T}.
 has parts: ({S}|Every {what one}|Each {what one}|One {what one}|{S} always|Any {what one}) [have] {N}.
-unneeded time: It [-take] {k} minutes. | It [-be] {k} degrees outside. | This [-happen] {k} days ago. | There
+unneeded time: It [-take] {k} minutes. | It [-be] {k} degrees outside. | It [-be] day {k} of the year. | There
   [+be] {k} clouds in the sky. | {k} people [+be] watching. | The shop [-be] {k} miles away.
 """)
 # How each kind of clause is asked for; the first wording is that of a sub-question, the others are for the
@@ -569,8 +587,8 @@ before: {How} [DO] {S} have before {event}?
 there before: {How} [+be] there {tail} before {event}?
 there: {How} [+be] (there|) {tail}? | What number of {T} [+be] there {tail}? | {Tail}, {how} [+be] there? |
   Find {how} there [+be] {tail}. | {How} can be seen {tail}?
-now there: {How} [+be] (left {tail}|there now {tail}|{tail} now|{tail} in the end|still {tail}|{tail} after
-  that)? | {How} [+remain] {tail}?
+now there: {How} [+be] (left {tail}|there now {tail}|{tail} now|{tail} in the end|still there {tail}|{tail}
+  after that)? | {How} [+remain] {tail}?
 more there: {How} [+be] (there now {tail}|there {tail} in all|{tail} now|{tail} in the end|there altogether
   {tail}|{tail} after that)?
 there at first: {How} [+be] (there at first {tail}|{tail} at first|there in the beginning {tail}|there {tail}
@@ -578,7 +596,7 @@ there at first: {How} [+be] (there at first {tail}|{tail} at first|there in the 
 move: {How} [+{V}]? | What number of {T} [+{V}]? | {How} [+{V}] then? | Find out {how} [+{V}]. | Can you tell
   {how} [+{V}]?
 be: (How {adj} [be]|What [-be] the {side} of|How many {units} {adj} [be]|In {units}, how {adj} [be]) {S}
-  {tail}? | What [-be] {S's} {side} {tail}? | Find the {side} of {S} {tail}.
+  {tail}? | What [-be] {S's} {side} {tail}? | Find the {side} of {S:obj} {tail}.
 age: How old [be] {S} {tail}? | What [-be] {S's} age {tail}? | (How many years|In years, how|So how) old [be]
   {S} {tail}? | Can you tell how old {S} [be] {tail}?
 weigh: How much [DO] {S} weigh {tail}? | What [-be] {S's} weight {tail}? | How (many {units} [DO] {S}
@@ -592,8 +610,8 @@ there diff: {How more} ([+be] there {tail} than {ref:obj}|than {ref:obj} [+be] t
 event diff: {How more} [DO] {S} {V} than {S} {other}? | Find {how more} {S} [{V}] than {S} {other}.
 move diff: {How more} [+{V}] than {other}? | Find {how more} [+{V}] than {other}.
 be diff: How (much|many {units}) {more} [be] {S} than {O}? | By how much [be] {S} {more} than {O}? | What
-  [-be] the difference in {side} between {S} and {O}? | How many {units} {less} [&be] {O} than {S:obj}? | By
-  how many {units} [be] {S} {more} than {O}?
+  [-be] the difference in {side} between {S:obj} and {O:obj}? | How many {units} {less} [&be] {O} than
+  {S:obj}? | By how many {units} [be] {S} {more} than {O}?
 total: {How} [DO] {S} {V} {tail}? | What [-be] the total number of {T} that {S} [{V}]? | {How} [DO] {S} {V}
   (altogether|in all|in total)? | (Altogether, {how}|What total of {T}) [DO] {S} {V}?
 total there: {How} [+be] (there {tail} in all|there in total {tail}|{tail} altogether)? | What [-be] the total
@@ -606,8 +624,8 @@ pay: How much (money|) [DO] {S} spend {tail}? | How much [DO] {S} pay? | How man
   {tail}? | What [DO] {S} pay in all? | How much [DO] {S} have to pay?
 change: How much change [DO] {S} get? | How (much money|many dollars) [DO] {S} get back? | What [-be] {S's}
   change? | How much ([DO] {S} get back|change should {S} get)?
-cost: How much [DO] {S} cost {tail}? | What [-be] the price of {S}? | (What|How many dollars) [DO] {S} cost? |
-  Find the price of {S}. | How expensive [be] {S}?
+cost: How much [DO] {S} cost {tail}? | What [-be] the price of {S:obj}? | (What|How many dollars) [DO] {S}
+  cost? | Find the price of {S:obj}. | How expensive [be] {S}?
 boxes: {How} [DO] {S} (fill|need)? | {How} [+be] needed? | {How} will there be? | {How} [DO] {S} get? | {How}
   can {S} fill?
 each: {How} ([+be] there|go) {tail}? | {Tail}, {how} [+be] there? | What number of {T} [+be] {tail}? | {How}
@@ -670,7 +688,7 @@ class Narrator(Teacher):
         rare = entity.sex == "it" and not entity.first
         likely = self.pronouns * (0.1 if rival else 1) * (0.15 if rare else 1)
         if (entity is self.subject and entity.first != "-" and self.rng.random() < likely
-                or entity.first == "they" and self.rng.random() < self.pronouns / 2):  # "Tom and Ann"
+                or entity.first == "they" and len(self.known) > 1 and self.rng.random() < self.pronouns / 2):
             return PRONOUNS[entity.sex][case]
         name, owner = entity.name, entity.owner
         if owner:
@@ -752,7 +770,7 @@ def fill(wording, fields, tense, speaker):
 @cache
 def needed(wording):
     """The fields that a wording cannot do without; {tail} may be empty, but not where it is all that "is"."""
-    names = set(re.findall(r"\{([\w ]+)", wording)) - {"tail", "him", "his", "what"}
+    names = set(re.findall(r"\{([\w ]+)", wording)) - {"tail", "here", "him", "his", "what"}
     names |= {"O"} if "[&" in wording else set()
     return names | ({"tail"} if re.search(r"(be|remain)\] \{tail\}", wording) else set())
 
@@ -854,11 +872,11 @@ class Step(NamedTuple):
         return [one.value if isinstance(one, Clause) else one for one in self.operands]
 
 
-PLAIN = 0.06  # how often the first wording of a kind is taken
+PLAIN = 0.3  # how often the first wording of a kind is taken
 COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 LISTED = {word.lower() for listed in (BOYS, GIRLS, SURNAMES, *NOUNS.values(), word_list(
-    "she her his him they them the and one")) for word in listed}
+    "she her his him they them the and one who how what")) for word in listed}
 
 
 def make_up_word(rng, training, listed):
@@ -889,11 +907,12 @@ class Words:
         self.made_up_names, self.made_up_nouns = made_up_names, made_up_nouns
 
     def new(self, draw):
-        """A word whose last part is new to the story: no books beside library books."""
-        while (last := (word := draw()).split(" ")[-1]) in self.used:
-            pass
-        self.used.add(last)
-        return word
+        """A word whose last part is new to the story: no books beside library books or textbooks."""
+        while True:
+            last = (word := draw()).split(" ")[-1]
+            if not any(last.endswith(one) or one.endswith(last) for one in self.used):
+                self.used.add(last)
+                return word
 
     def name(self, sex):
         made_up = lambda: make_up_word(self.rng, self.training, BOYS + GIRLS).capitalize()
@@ -973,10 +992,10 @@ class Story:
     def thing(self, letters="fgtsch"):
         return self.words.thing(letters)
 
-    def container(self, thing):
-        """What a thing is kept in."""
-        boxes = CONTAINERS.get(thing.letter, ["group"])
-        return Thing(self.pick([one for one in boxes if one not in thing.one]))
+    def container(self, thing, boxes=None):
+        """What a thing is kept in: one of `boxes`, if they are given."""
+        boxes = boxes or CONTAINERS.get(thing.letter, ["group"])
+        return Thing(self.pick([one for one in boxes if one not in thing.one and one not in self.words.used]))
 
     def verb(self, sign, thing, who=None, among=None):
         """A verb of getting (sign 1) or losing (-1) a thing; for a shop or a school of `who`, and else if
@@ -1051,8 +1070,8 @@ class Story:
 
     def tell(self, kind, clause, tense=None, place=None, each=None, **extra):
         """Add a fact. place: where among the facts (the end); each: of what there are {m}; extra: fields."""
-        fields = clause.fields(where=self.pick(WHERE), later=self.pick(LATER))
-        if clause.T.letter:
+        fields = clause.fields(where=self.pick(WHERE), here=self.pick(HERE), later=self.pick(LATER))
+        if clause.T.letter and not clause.T.content:
             fields["box"] = self.pick(CONTAINERS[clause.T.letter])
         if each:
             fields |= {"T": str(each.T), "m": each.digits}
@@ -1186,12 +1205,15 @@ def open_own(story):
     thing = story.thing("fgtscha")
     clause = story.act(story.holder(), "have", thing, asks="have", kind="own")
     draw = story.rng.random()
-    if draw < 0.25:
+    if story.left > 1 and thing.letter != "a" and story.chance(0.15):
+        clause.T = replace(story.container(thing, BOXES), letter="h", content=thing)
+        story.words.used.add(clause.T.one)
+    if draw < 0.25 and not clause.T.content:
         vary(clause, "T", with_adjectives(story, thing))
-    elif draw < 0.33:
+    elif draw < 0.33 and not clause.T.content:
         vary(clause, "T", two_of(story, WHOLES[3:]))
     elif draw < 0.5:
-        clause.V, clause.asks = story.verb(1, thing, clause.S), "act"
+        clause.V, clause.asks = story.verb(1, clause.T, clause.S), "act"
         story.tense = clause.tense = "past"
         if draw < 0.42:
             vary(clause, "tail", story.pick(TIMES))
@@ -1371,20 +1393,22 @@ def open_parts(story):
     return story.step(story.total(all_of(thing), "have", Thing(part)), "*", number, one)
 
 
-OPENINGS = {open_own: 46, open_act: 11, open_there: 12, open_money: 6, open_be: 7, open_groups: 12,
-            open_prices: 8, open_rate: 10, open_price: 2, open_cost: 6, open_shared: 2, open_parts: 2}
+OPENINGS = {  # how often one begins a problem of one step, and one of several
+    open_own: (46, 64), open_act: (11, 11), open_there: (12, 12), open_money: (6, 6), open_be: (7, 5),
+    open_groups: (12, 7), open_prices: (8, 6), open_rate: (10, 7), open_price: (2, 2), open_cost: (6, 6),
+    open_shared: (2, 2), open_parts: (2, 1)}
 
 
 # ---- the template teacher: how a story goes on -------------------------------------------------------------
 # A link makes a step (or two) from a clause, given or found, and returns the clause that it finds.
 
-LINKS = []  # (function, kinds of clause that it takes, weight)
+LINKS = []  # (function, kinds of clause that it takes, weight as a story's first link, as a later one)
 
 
-def link(kinds, weight):
+def link(kinds, weight, later=None):
     """Register a link for clauses of some kinds."""
     def register(function):
-        LINKS.append((function, kinds.split(), weight))
+        LINKS.append((function, kinds.split(), weight, weight if later is None else later))
         return function
     return register
 
@@ -1420,7 +1444,8 @@ def happen(story, clause, sign, value, of_them=True, vague=False, alone=False):
         kind, event = "gain" if gain else "lose", story.act(S, story.verb(sign, thing, S), thing, value)
     told = story.clauses()
     repeated = any(one.about == event.about for one in told)
-    mixed = thing.adjective or any(one.S is S and str(one.T) != str(thing) and one.T.letter for one in told)
+    mixed = thing.adjective or any(one.S is S and str(one.T) != str(thing) and (one.T.letter or not S)
+                                   for one in told)
     places = clause.kind == "there" and any(one.form == "there" and one.tail != clause.tail for one in told)
     require(clause.kind == "money" or not repeated)  # "How many came?" Then, or before?
     require(not (places or vague and mixed or alone and kind in ("given", "gives")))  # where? of what?
@@ -1538,7 +1563,7 @@ def change_by_groups(story, clause, sign, kind, number, each, **fields):
     return story.step(later(clause, sign), SIGNS[sign], clause, moved)
 
 
-@link("own", 5)
+@link("own", 4)
 def buy_groups(story, clause):
     """Tom buys 3 bags of 4 apples each: two steps."""
     sign = story.pick((1, 1, -1))
@@ -1549,7 +1574,7 @@ def buy_groups(story, clause):
     return change_by_groups(story, clause, sign, "buys groups", number, each, group=group.one)
 
 
-@link("own", 4)
+@link("own", 3)
 def give_each(story, clause):
     """Tom gives 4 apples to each of 3 friends; or each of them gives him 4: two steps."""
     sign, who = story.pick((1, -1, -1)), Thing(story.pick(SHARERS))
@@ -1652,7 +1677,7 @@ def pair(story, clause):
         return story.last_pair
     new, way = sibling(story, clause)
     story.give(clause)
-    if story.left > 1 and new.V == "have" and new.T.letter and story.chance(0.4):
+    if story.left > 1 and new.V == "have" and new.T.letter and story.chance(0.2):
         group = story.container(new.T)  # "Ann has 3 bags of 4": a step
         number = like(new, T=group).with_value(story.few())
         each = story.in_each(new.T, group, story.draw(2, 16_000))
@@ -1728,7 +1753,9 @@ def part(story, clause):
 def unmixed(story, clause):
     """Two parts of what a clause counts: red ones, green ones. DeadEnd where a reader would ask: of which?"""
     mixed = clause.S and clause.S.sex == "they" or story.whole or story.others_like(clause, "tail")
-    require(clause.T.letter and not clause.T.adjective and not mixed)
+    mixed = mixed or story.others_like(clause, "T") or any(one.kind == "own" and one.S is not clause.S
+                                                           for one in story.clauses())
+    require(clause.T.letter and not clause.T.adjective and not clause.T.content and not mixed)
     return [story.there(thing) for thing in with_adjectives(story, clause.T)[:2]]
 
 
@@ -1771,7 +1798,7 @@ def combine(story, clause, kind, other, new, op="/", **fields):
     return story.step(new, op, clause, other)
 
 
-@link("own", 4)
+@link("own", 6, 22)
 def share(story, clause):
     """Tom shares the apples equally among 3 friends. How many does each of them get?"""
     who = Thing(story.pick(SHARERS))
@@ -1780,7 +1807,7 @@ def share(story, clause):
     return combine(story, clause, "shares", friends, each)
 
 
-@link("own", 6)
+@link("own", 8, 24)
 def pack(story, clause):
     """Tom packs the apples in bags of 4: how many bags? Or into 3 bags: how many are in each?"""
     k, group = story.divisor(clause, range(2, 26)), story.container(clause.T)
@@ -1792,6 +1819,16 @@ def pack(story, clause):
     return combine(story, clause, kind, known.with_value(k), new, **fields)
 
 
+@link("own", 0, 60)
+def contents(story, clause):
+    """Tom has 5 boxes left. Each box holds 4 apples. How many apples does he have?"""
+    require(clause.T.content)
+    story.give(clause, high=300)
+    each = story.in_each(clause.T.content, clause.T, story.draw(2, 200))
+    story.tell("each has", each, each=each, group=clause.T.one, at="in")
+    return story.step(story.total(clause.S, "have", clause.T.content, "own"), "*", clause, each)
+
+
 @link("own", 3)
 def use_daily(story, clause):
     """Tom uses 3 of the apples every day. How many days do they last?"""
@@ -1801,7 +1838,7 @@ def use_daily(story, clause):
     return combine(story, clause, "uses daily", daily, days, unit=unit.one)
 
 
-@link("own", 5)
+@link("own", 5, 22)
 def sell(story, clause):
     """Tom sells the apples for $2 each. How much money does he get?"""
     story.give(clause, high=50_000)
@@ -1900,12 +1937,14 @@ def cut(story, clause):
 # ---- the template teacher: from a story to a problem -------------------------------------------------------
 
 TOTALS = "total", "total there"
-UNNEEDED, SETTING = 0.3, 0.12  # shares of problems that tell what nobody needs; that begin without a number
+UNNEEDED = 80, 16, 4   # of problems with so many quantities that nobody needs: 0, 1, 2
+SETTINGS = 82, 15, 3   # of problems with so many sentences without a number: 0, 1, 2
 TIMELESS = {  # facts that can be told in any order: nothing happens in them
     "have", "act", "money", "be", "age", "weigh", "cost", "there", "all", "all there", "groups",
     "unneeded age", *(start + kind for kind in RELATIONS for start in ("", "there ", "is "))}
+STATES = TIMELESS | {"wants", "now has"}
 STARTS = "Then ", "Later ", "After that ", "Soon ", "Suddenly "
-STEP_SHARES = 46, 35, 12, 5, 2, 2, 1, 1  # of problems with one step, two, ... (that --steps allows)
+STEP_SHARES = 48, 35, 11, 4, 2, 2, 1, 1  # of problems with one step, two, ... (that --steps allows)
 
 
 def tell_unneeded(story):
@@ -1914,6 +1953,7 @@ def tell_unneeded(story):
     """
     rng, draw, kinds = story.rng, story.rng.random(), {fact.kind for fact in story.facts}
     require(not kinds & {"some are", "share is"})  # some of which?
+    places = [k for k, fact in enumerate(story.facts) if fact.kind in TIMELESS] + [len(story.facts)]
     told = [fact for fact in story.facts
             if fact.kind in ("have", "act", "there", "money") and fact.clause.kind != "last"]
     if told and draw < 0.6:
@@ -1923,11 +1963,12 @@ def tell_unneeded(story):
     last = story.steps[-1].clause
     people = [one for one in story.people if any(fact.fields.get("S") is one for fact in story.facts)]
     past = last.form in ("act", "diff", "fewer") and last.V != "have" and last.tense == "past"
-    if past and last.T.letter and last.S in people:
-        return happen(story, like(last, kind="own"), -1, rng.randint(2, 20), of_them=False)
+    if past and last.T.letter and last.S in people and "now has" not in kinds:
+        return happen(story, like(last, kind="own"), -1, rng.randint(1, min(last.value, 20)), of_them=False)
     holders = [fact for fact in told
                if fact.kind == "have" and fact.clause.S in people and fact.clause.T.letter]
-    if holders and draw < 0.85:
+    if holders and draw < 0.85 and not kinds & set(VAGUE.values()):
+        name_things(story)
         fact = rng.choice(holders)
         other = like(fact.clause, T=story.thing(fact.clause.T.letter))
         happen(story, other, rng.choice((1, -1)), story.draw(), of_them=False)
@@ -1935,9 +1976,17 @@ def tell_unneeded(story):
         return story.facts.insert(place, story.facts.pop())
     if people and draw < 0.93:
         years = Clause("act", rng.choice(people), "be", Thing("year"), asks="age", value=rng.randint(4, 90))
-        return story.tell("unneeded age", years, place=rng.randint(0, len(story.facts)))
+        require(years.ask() not in [one.ask() for one in story.clauses()])
+        return story.tell("unneeded age", years, place=rng.choice(places))
+    require(not kinds & {"per", "per for", "in so long", "unneeded time"})  # which time?
     minutes = story.there(Thing("minute"), rng.randint(2, 60))
-    story.tell("unneeded time", minutes, place=rng.randint(1, len(story.facts)))
+    story.tell("unneeded time", minutes, place=rng.choice([k for k in places if k]))
+
+
+def name_things(story):
+    """Where other things are told too, an event is one of "3 apples", not of "3 of them"."""
+    for fact in story.facts:
+        fact.fields.update(F=fact.clause.counted, G=fact.clause.counted)
 
 
 def tell_sibling(story, clause, kinds):
@@ -1947,15 +1996,23 @@ def tell_sibling(story, clause, kinds):
     timeless = any(step.clause.tail not in sum(TIMES + SPOTS, []) for step in story.steps)
     events = new.form == "there" and kinds & {"come", "go", "some came", "some left"}
     require(not (events and way != "person" or totals and way == "T" or timeless and way == "tail"))
+    if way == "T":
+        require(not kinds & set(VAGUE.values()))
+        name_things(story)
     require(new.ask() not in [one.ask() for one in story.clauses()])
     story.give(new)
 
 
 def tell_setting(story):
-    """A first sentence without a number."""
-    clause = story.facts[0].clause
-    story.tell("setting", like(clause, V="be"), place=0, S=clause.S if clause.S in story.people else None,
-               T=str(clause.T) if clause.T.letter and not clause.T.adjective else "")
+    """A sentence without a number, at the beginning or before the question. DeadEnd where it stands there."""
+    clause, place = story.facts[0].clause, 0 if story.chance(0.75) else len(story.facts)
+    noun = str(clause.T) if place == 0 and clause.T.letter and not clause.T.adjective else ""
+    story.tell("setting", like(clause, V=story.pick(DOINGS)), place=place, crowd=story.pick(CROWDS_AT_WORK),
+               S=clause.S if clause.S in story.people else None, T=noun, many="many",
+               **{"while": story.pick(WHILES)})
+    said = [fill(fact.wording, fact.fields, fact.tense, TEACHER) for fact in story.facts
+            if fact.kind == "setting"]
+    require(len(said) == len(set(said)))
 
 
 def draw_story(rng, level, n_steps, words, wordings="all"):
@@ -1963,17 +2020,18 @@ def draw_story(rng, level, n_steps, words, wordings="all"):
     while True:
         story = Story(rng, words(), n_steps, level, wordings)
         try:
-            clause = rng.choices(list(OPENINGS), OPENINGS.values())[0](story)
+            weights = [weights[n_steps > 1] for weights in OPENINGS.values()]
+            clause = rng.choices(list(OPENINGS), weights)[0](story)
             while story.left > 0:
                 clause = go_on(story, clause)
             require(story.left == 0)
-            if rng.random() < UNNEEDED:
+            for _ in range(rng.choices((0, 1, 2), UNNEEDED)[0]):
                 attempt(story, clause, tell_unneeded)
             totals = any(step.clause.asks in TOTALS for step in story.steps[:-1])
             if level > 1 and not totals and {fact.kind for fact in story.facts} <= TIMELESS:
                 rng.shuffle(story.facts)
-            if rng.random() < (SETTING if len(story.facts) > 1 else 0.5):  # a short text is soon drawn twice
-                tell_setting(story)
+            for _ in range(rng.choices((0, 1, 2), SETTINGS)[0]):
+                attempt(story, clause, tell_setting)
             return story
         except DeadEnd:
             pass
@@ -1982,7 +2040,8 @@ def draw_story(rng, level, n_steps, words, wordings="all"):
 def go_on(story, clause):
     """Draw a link from a clause: another one where it does not fit, for a few times. Raises DeadEnd."""
     some = clause.kind == "own" and story.others_like(clause, "tail")  # only some of what somebody has got
-    fit = [(one, weight) for one, kinds, weight in LINKS if ("act" if some else clause.kind) in kinds]
+    kind, place = "act" if some else clause.kind, 3 if story.steps else 2
+    fit = [(entry[0], entry[place]) for entry in LINKS if kind in entry[1] and entry[place]]
     require(fit)
     for _ in range(8):
         one = story.rng.choices(*zip(*fit))[0]
@@ -2013,6 +2072,9 @@ def write_question(story, narrator, tense=None):
     if one_thing and clause.form in ("act", "move") and story.chance(0.25):
         fields["how"] = "how many"  # of what is clear
     wordings = QUESTIONS[clause.asks or clause.form]
+    if clause.S and any(one.S not in (None, clause.S) and one.T.one == clause.T.one
+                        for one in story.clauses()):
+        wordings = wordings[:2] + [one for one in wordings[2:] if "{S" in one]  # whose?
     try:
         wording = story.choose(wordings, fields)
     except DeadEnd:  # no held-out one fits
@@ -2031,37 +2093,52 @@ def decapital(text, story):
     return text if word in names else lower(text)
 
 
+def name_those_together(story):
+    """Where a story has a third one, "Tom and Ann" are "they" only as what the sentence before is about."""
+    subjects = {step.clause.S for step in story.steps}
+    for together in [one for one in subjects if one and one.first == "they"]:
+        names = {one.S.name for one in story.clauses() if one.S and one.S is not together}
+        if names - set(re.split(", | and ", together.name)):
+            together.first = ""
+
+
 def write_text(story):
     """The text of a problem: its facts and its question."""
+    name_those_together(story)
     rng, narrator, sentences, previous = story.rng, Narrator(story.rng), [], None
     for k, fact in enumerate(story.facts):
         wording, subject = fact.wording, fact.fields.get("S")
-        aside = fact.kind.startswith(("unneeded", "setting"))
+        aside, before = fact.kind.startswith(("unneeded", "setting")), story.facts[k - 1]
         if k == 0:
             wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording)
         elif fact.kind in ("have", "act"):
-            before = story.facts[k - 1].clause
-            if (before.T, before.V) == (fact.clause.T, fact.clause.V) and rng.random() < 0.3:
+            alike = (before.clause.T, before.clause.V) == (fact.clause.T, fact.clause.V)
+            if alike and not before.fields.get("ref") and rng.random() < 0.3:
                 wording = "{S} [{V}] {k} {tail}."  # "Ann picked 5 apples. Tom picked 7."
         opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
-        joined = previous and opening and subject is narrator.subject and rng.random() < 0.35
-        same = joined and previous.startswith(opening[0]) and rng.random() < 0.8
+        fit = previous and opening and not aside and fact.tense == before.tense
+        joined = fit and subject is narrator.subject and rng.random() < 0.35
+        same = (joined and previous.startswith(opening[0]) and not wording.startswith(opening[0] + "to ")
+                and ("{V}" not in opening[0] or fact.fields["V"] == before.fields["V"])
+                and not before.fields.get("ref") and rng.random() < 0.8)  # no "more than Ann and 5 pears"
         if joined:
             wording = wording.removeprefix(opening[0] if same else "{S} ")
         text = fill(wording, fact.fields, fact.tense, narrator)
         narrator.end(subject)
+        if aside and not subject:
+            narrator.subject = None
         if joined:
-            joint = " and " if same else rng.choice((" and ", " and then "))
+            joint = " and " if same or fact.kind in STATES else rng.choice((" and ", " and then "))
             sentences[-1] = sentences[-1][:-1] + joint + text
         else:
             sentences.append(capital(text))
         previous = wording if not joined and opening and not aside and wording.count(".") == 1 else None
     last = sentences[-1]
     simple = last.count(".") == 1 and "," not in last and len(last) < 90 and not last.startswith(STARTS)
-    if rng.random() < 0.15 and simple and not aside:  # "If Tom buys 3 more, how many will he have?"
+    if rng.random() < 0.3 and simple and not aside:  # "If Tom buys 3 more, how many will he have?"
         would = {"present": "will", "past": "would"}.get(fact.tense)
         question = write_question(story, narrator, would if rng.random() < 0.6 else None)
-        if re.match("(How|What|With|For|So|By) .*\\?", question):
+        if re.match("(How|What|With|For|By) .*\\?", question):
             sentences[-1], question = f"If {decapital(last[:-1], story)},", decapital(question, story)
     else:
         question = write_question(story, narrator)

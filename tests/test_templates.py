@@ -60,10 +60,9 @@ class World:
         self.places |= last.form == "there" and last.tail in TIMES and last.asks == "there" and len(story.steps) == 1
         done = last.V != "have" and last.asks in ("total", "diff",
                                                   "fewer")  # what is lost later does not count
-        pending = [fact for fact in story.facts if not (done and fact is story.facts[-1]
-                                                        and fact.kind in ("lose", "gives"))
-                                                        and not fact.kind.startswith(("unneeded", "setting",
-                                                            "some had", "some there", "the rest"))]
+        silent = "unneeded", "setting", "some had", "some there", "the rest"
+        pending = [fact for fact in story.facts if not fact.kind.startswith(silent)
+                   and not (done and fact.kind in ("lose", "gives") and str(fact.clause.T) == str(last.T))]
         waiting = []
         for fact in pending:
             waiting.append(fact)
@@ -80,7 +79,9 @@ class World:
         amounts = self.now if of is None else of
         if (who, what, when) in amounts:
             return amounts[who, what, when]
-        if " and " in what:
+        if not when and (held := self.in_boxes(who, what)):
+            parts = held
+        elif " and " in what:
             parts = [self.get(who, one, when) for one in re.split(", | and ", what)]
         elif " and " in who:
             parts = [self.get(one, what, when) for one in re.split(", | and ", who)]
@@ -93,17 +94,25 @@ class World:
             parts = []
         return self.other_part(who, what, when) if not parts or None in parts else sum(parts)
 
+    def in_boxes(self, who, what):
+        """What somebody's boxes hold, if so many are in each: a list of one amount, or of none."""
+        boxes, each = self.found.get(("content", what), ("", None))
+        n = self.get(who, boxes) if each else None
+        return [] if n is None else [n * each]
+
     def other_part(self, who, what, when):
         """Of a whole that was told, what its other parts leave."""
         for key, n in self.found.items():
             if key[0] == "total" and (who in key[1] and (what.endswith(key[2]) or what in WHOLES.get(key[2],
                 ()) or what in re.split(", | and ", key[2]))):
-                others = [m for (a, b, c), m in self.now.items() if a in key[1]
-                          and (b.endswith(key[2]) or b in WHOLES.get(key[2], ())
+                others = [(a, b, c) for a, b, c in self.now if a in key[1]
+                          and (b.endswith(" " + key[2]) or b in WHOLES.get(key[2], ())
                                or b in re.split(", | and ", key[2]))
                           and (a, b, c) != (who, what, when)]
+                here = [one for one in others if one[2] == when]  # at this time or place
                 if others:
-                    self.put(who, what, when, n - others[0] + self.delta[who, what, when])
+                    other = self.now[(here or others)[0]]
+                    self.put(who, what, when, n - other + self.delta[who, what, when])
                     return self.now[who, what, when]
         return None
 
@@ -191,6 +200,7 @@ class World:
             return self.put(who, f["T"], "", n * number("m"))
         if kind == "each has":
             self.found["each", f["group"]] = number("m")
+            self.found["content", f["T"]] = teacher.plural(f["group"]), number("m")
             return True
         if kind in ("buys groups", "gives each", "gets from each"):
             lost = kind == "gives each" or clause.V in ("sell", "give away", "use", "donate", "lose")
@@ -478,13 +488,20 @@ def test_the_language_is_rich():
                                                             for one in ways}) >= 40
 
 
-def test_each_kind_wording_verb_and_link_occurs(stories):
-    used, verbs, links = {fact.wording for story, _ in stories for fact in story.facts}, set(), Counter()
+def test_each_kind_wording_verb_and_link_occurs(stories, monkeypatch):
+    used = {(fact.kind, fact.wording) for story, _ in stories for fact in story.facts}
+    verbs, links = set(), Counter()
     for story, row in stories:
         verbs |= {clause.V for clause in story.clauses()}
         links.update({step.clause.asks or step.clause.form for step in story.steps})
-    missing = {kind: [one for one in wordings if one not in used] for kind, wordings in teacher.FACTS.items()}
-    assert not any(missing.values()), {kind: ones for kind, ones in missing.items() if ones}
+    missing = {(kind, one) for kind, wordings in teacher.FACTS.items() for one in wordings} - used
+    rare = teacher.open_be, teacher.open_parts, teacher.open_there, teacher.open_own
+    monkeypatch.setattr(teacher, "OPENINGS", dict.fromkeys(rare, (1, 1)))
+    rng = Random(6)
+    for _ in range(2 * N):  # wordings that are too rare to be sure of
+        if missing:
+            missing -= {(fact.kind, fact.wording) for fact in draw(rng, high=1).facts}
+    assert not missing
     assert not {verb for verb, _ in teacher.GAINS + teacher.LOSSES + teacher.ACTS} - verbs
     assert not set(teacher.QUESTIONS) - set(links)
 
@@ -519,8 +536,9 @@ def test_made_up_words_of_test_files_stand_in_no_training_file():
     train, test = (words | set(map(teacher.plural, words)) for words in (train, test))
     assert len(test) > 3000 and not train & test
     texts = " ".join(row["problem"] for row in rows_of("test", n=300, made_up_test=1.0)).lower()
-    assert not train & set(re.findall("[a-z]{5,}", texts)) - set(re.findall("[a-z]+",
-        Path(teacher.__file__).read_text().lower()))
+    real = set(re.findall("[a-z]+", Path(teacher.__file__).read_text().lower()))
+    real |= set(map(teacher.plural, real))  # "pines", "he plays"
+    assert not train & set(re.findall("[a-z]{5,}", texts)) - real
 
 
 def test_held_out_wordings_stay_out():
