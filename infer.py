@@ -204,8 +204,8 @@ def choose(logits, sampling=None, uniform=None):
 # ---- continuous batching -----------------------------------------------------------------------------------
 
 # The way of a token: `solve` asks `next_group` which rows are next; `Student.read` runs the model over what
-# these have pending; `choose` picks a token for each; `Dialogue.take` hands it to `Row.write_line`, where
-# it joins the row's text and its pending tokens.
+# these have pending; `choose` picks a token for each; `Dialogue.take` appends it to the line and to the
+# row's pending tokens, and at the line's end lets the procedure go on.
 
 MAX_LINE = 200         # tokens that a student may write on a line
 MAX_REPEATED = 32      # tokens at a line's end that say one phrase three times or more; GSM8K has at most 24
@@ -231,8 +231,8 @@ class Student:
         ids = torch.tensor([[token for row in rows for token in row.pending]], device=self.device)  # (1, N)
         last = torch.tensor(list(accumulate(counts)), device=self.device) - 1  # each row's last token
         logits = self.model(ids, last, self.cache)
-        for row in rows:
-            row.mark_read()
+        for row in rows:  # the cache holds the pending tokens now
+            row.length, row.pending = row.length + len(row.pending), []
         self.tokens_written += len(rows)
         return logits
 
@@ -269,40 +269,71 @@ class Row:
         """Append a text to the sequence."""
         self.pending += self.student.tokenizer.encode(text)
 
-    def mark_read(self):
-        """The cache holds the pending tokens now."""
-        self.length += len(self.pending)
-        self.pending = []
 
-    def write_line(self, calculator):
-        """Write a line: yields this row for each token, and is sent it. Returns (text, stop) of a Request."""
-        end, token_bytes = self.student.tokenizer.end, self.student.token_bytes
-        text, tokens = b"", []
-        while (stop := self.limit(tokens)) is None:
-            token = yield self
-            if token == end:
-                stop = "end"
-                break
-            tokens.append(token)
-            self.pending.append(token)
-            piece, newline, _ = token_bytes[token].partition(b"\n")
-            text += piece
-            if newline:
-                stop = "newline"
-                break
-            if calculator and piece.endswith(b"=") and (result := calculator_result(text)):
-                self.append(result)
-                text += result.encode()
-        return text.decode("utf-8", "replace").strip(), stop
+class Dialogue:
+    """A problem that is being solved, in one row of each student's cache, all of the same number.
 
-    def limit(self, tokens):
-        """Why a line of these tokens must be broken off, in words; None if it may go on."""
-        block_size = self.student.model.config.block_size
-        if self.length + len(self.pending) > block_size:
+    request: the procedure's, None at the end. row: where the line requested is written, a token each `take`,
+    and where a token has been missing since the forward of the number `since`. rng: what to sample by.
+    """
+
+    def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
+        """rows: {role: Row}; index, calculator and watch: as in `solve`."""
+        self.index, self.rows, self.calculator, self.watch = index, rows, calculator, watch
+        self.record, self.rng = {"steps": [], "answer": None, "unfinished": None}, random.Random(seed)
+        for row in rows.values():
+            row.begin(problem)
+        self.procedure = procedure(problem, self.record)
+        self.go_on(None)
+
+    def go_on(self, line):
+        """Send the procedure its line, (text, stop) of a Request, and begin the one that it requests next."""
+        self.request = None
+        try:
+            self.request = self.procedure.send(line)
+        except StopIteration:
+            return
+        except Unfinished as e:
+            self.record["unfinished"] = str(e)
+            return
+        self.row, self.text, self.tokens = self.rows[self.request.role], b"", []
+        for text in self.request.append:
+            self.row.append(text)
+        if stop := self.limit():
+            self.end_line(stop)
+
+    def take(self, token):
+        """Take the next token of the line."""
+        student = self.row.student
+        if token == student.tokenizer.end:
+            return self.end_line("end")
+        self.tokens.append(token)
+        self.row.pending.append(token)
+        piece, newline, _ = student.token_bytes[token].partition(b"\n")
+        self.text += piece
+        if newline:
+            return self.end_line("newline")
+        if self.calculator and piece.endswith(b"=") and (result := calculator_result(self.text)):
+            self.row.append(result)
+            self.text += result.encode()
+        if stop := self.limit():
+            self.end_line(stop)
+
+    def end_line(self, stop):
+        """End the line, and go on."""
+        text = self.text.decode("utf-8", "replace").strip()
+        if self.watch:
+            self.watch(self.request.kind, text)
+        self.go_on((text, stop))
+
+    def limit(self):
+        """Why the line must be broken off, in words; None if it may go on."""
+        block_size = self.row.student.model.config.block_size
+        if self.row.length + len(self.row.pending) > block_size:
             return f"has room for no more than {block_size} tokens"
-        if len(tokens) == MAX_LINE:
+        if len(self.tokens) == MAX_LINE:
             return f"wrote more than {MAX_LINE} tokens on a line"
-        if len(tokens) % 8 == 0 and repeats_itself(tokens):  # not each time: it takes long
+        if len(self.tokens) % 8 == 0 and repeats_itself(self.tokens):  # not each time: it takes long
             return "repeated itself"
         return None
 
@@ -314,46 +345,6 @@ def repeats_itself(tokens):
         if size <= len(tokens) and tokens[-1] == tokens[-1 - n] and tokens[-size:-n] == tokens[n - size:]:
             return True
     return False
-
-
-def converse(problem, record, procedure, rows, calculator, watch):
-    """Solve one problem: have the procedure's Requests written, each in the row of its student.
-
-    rows: {role: Row}. Yields the Row that needs a token, and is sent it; yields None at the end.
-    """
-    for row in rows.values():
-        row.begin(problem)
-    generator, line = procedure(problem, record), None
-    try:
-        while True:
-            request = generator.send(line)
-            row = rows[request.role]
-            for text in request.append:
-                row.append(text)
-            line = yield from row.write_line(calculator)
-            if watch:
-                watch(request.kind, line[0])
-    except StopIteration:  # of the procedure: it is done
-        pass
-    except Unfinished as e:
-        record["unfinished"] = str(e)
-    yield None
-
-
-class Dialogue:
-    """A problem that is being solved, in the rows of one number, one in each student's cache.
-
-    row: the Row that needs a token, since the forward of the number `since`; None at the end.
-    """
-
-    def __init__(self, number, index, record, conversation, seed, forward):
-        self.number, self.index, self.record = number, index, record
-        self.conversation, self.rng = conversation, random.Random(seed)  # rng: what to sample by
-        self.row, self.since = next(conversation), forward
-
-    def take(self, token, forward):
-        """Take the token that `row` needed."""
-        self.row, self.since = self.conversation.send(token), forward
 
 
 def next_group(dialogues, forward):
@@ -374,12 +365,13 @@ def next_group(dialogues, forward):
         if row.length == 0:
             row.copy_prompt()
         is_new, has_room = row.length == 0, not group or n_tokens + len(row.pending) <= PREFILL_TOKENS
-        if has_room and not (is_new and row.prompt in new_prompts):
-            group.append(dialogue)
-            n_tokens += len(row.pending)
-            if is_new:
-                new_prompts.append(row.prompt)
-    return sorted(group, key=lambda dialogue: dialogue.number)  # neighbours in the cache stand together
+        if not has_room or is_new and row.prompt in new_prompts:
+            continue
+        group.append(dialogue)
+        n_tokens += len(row.pending)
+        if is_new:
+            new_prompts.append(row.prompt)
+    return sorted(group, key=lambda dialogue: dialogue.row.number)  # neighbours in the cache stand together
 
 
 def solve(problems, procedure, students, calculator=True, watch=None, sampling=None, samples=1):
@@ -399,17 +391,16 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
     while True:
         while free and (job := next(jobs, None)):
             index, problem, k = job
-            record = {"steps": [], "answer": None, "unfinished": None}
-            if samples > 1:
-                record["sample"] = k
             rows = {role: student.rows[free[0]] for role, student in students.items()}
-            conversation = converse(problem, record, procedure, rows, calculator, watch)
             seed = f"{sampling and sampling.seed} {k} {problem['problem']}".encode("utf-8", "replace")
-            dialogue = Dialogue(free[0], index, record, conversation, seed, forward)
-            if dialogue.row:
+            dialogue = Dialogue(index, problem, procedure, rows, seed, calculator, watch)
+            if samples > 1:
+                dialogue.record["sample"] = k
+            if dialogue.request:
+                dialogue.since = forward
                 dialogues[free.pop(0)] = dialogue
             else:
-                yield index, record
+                yield index, dialogue.record
         if not dialogues:
             return
         forward += 1
@@ -417,10 +408,11 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
         for dialogue, token in zip(group, tokens.tolist()):
-            dialogue.take(token, forward)
-            if not dialogue.row:
-                free.append(dialogue.number)
-                del dialogues[dialogue.number]
+            dialogue.take(token)
+            dialogue.since = forward
+            if not dialogue.request:
+                free.append(dialogue.row.number)
+                del dialogues[dialogue.row.number]
                 yield dialogue.index, dialogue.record
 
 
