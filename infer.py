@@ -471,7 +471,7 @@ def mcnemar(only_a, only_b):
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2 ** n)
 
 
-def share(hits):
+def percentage(hits):
     """How many of these bools are true, in words: "95.3 % (953/1000)"."""
     return f"{100 * sum(hits) / len(hits):.1f} % ({sum(hits)}/{len(hits)})"
 
@@ -485,8 +485,8 @@ def question_metrics(problems, results):
              for problem, result in zip(problems, results) if problem.get("steps")]
     if not pairs:
         return []
-    exact = share([asked == teachers for asked, teachers in pairs])
-    any_order = share([sorted(asked) == sorted(teachers) for asked, teachers in pairs])
+    exact = percentage([asked == teachers for asked, teachers in pairs])
+    any_order = percentage([sorted(asked) == sorted(teachers) for asked, teachers in pairs])
     lines = [f"questions exactly the teacher's: {exact}, in any order: {any_order}"]
     with suppress(ImportError):  # where sacrebleu is installed
         from sacrebleu import corpus_bleu
@@ -505,9 +505,9 @@ def metrics(problems, results, students_ask):
             scored.append(result["correct"])
             by_steps[len(problem.get("steps") or ())].append(result["correct"])
             by_source[printable(str(problem.get("source", "no source")))].append(result["correct"])
-    lines = [f"{n} step{'s' * (n > 1)}: {share(hits)}" for n, hits in sorted(by_steps.items()) if n]
+    lines = [f"{n} step{'s' * (n > 1)}: {percentage(hits)}" for n, hits in sorted(by_steps.items()) if n]
     if len(by_source) > 1:
-        lines += [f"{source}: {share(hits)}" for source, hits in sorted(by_source.items())]
+        lines += [f"{source}: {percentage(hits)}" for source, hits in sorted(by_source.items())]
     if students_ask:
         lines += question_metrics(problems, results)
     reasons = Counter(result["unfinished"] for result in results if result["unfinished"])
@@ -516,13 +516,13 @@ def metrics(problems, results, students_ask):
         lines.append(f"not scored, without a known answer: {len(results) - len(scored)} of {len(results)}")
     if scored:
         low, high = wilson(sum(scored), len(scored))
-        lines.append(f"accuracy {share(scored)}, 95 % interval {100 * low:.1f}-{100 * high:.1f}")
+        lines.append(f"accuracy {percentage(scored)}, 95 % interval {100 * low:.1f}-{100 * high:.1f}")
     return lines
 
 
 # ---- evaluation and its results file -----------------------------------------------------------------------
 
-def evaluate(args, problems, procedure, students, options):
+def evaluate_file(args, problems, procedure, students, options):
     """Solve the problems of --eval, print the metrics, write --out and --report. options: those of `solve`.
 
     Each problem has a result, a dict: "row", its number in the file from 1, "id", "problem", what its record
@@ -564,14 +564,15 @@ def evaluate(args, problems, procedure, students, options):
     lines += metrics(problems, results, students_ask=procedure in (socratic, stepwise, unified))
     print(*lines, sep="\n")
     if args.report:
-        args.report.write_text(report(problems, results, lines), encoding="utf-8", errors="backslashreplace")
+        page = html_report(problems, results, lines)
+        args.report.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 SETTINGS = b'{"settings": {'  # how a results file begins
 
 
 def read_results(path):
-    """Read a results file: its first line is {"settings": {...}}, each further one a result of `evaluate`.
+    """Read a results file: its first line is {"settings": {...}}, then a result of `evaluate_file` a line.
 
     Returns (settings or None, results, size in bytes), all without a last line that was cut off when its run
     was killed. Raises UserError if it is no results file.
@@ -607,7 +608,7 @@ def checksum(problems):
     return hashlib.sha256(json.dumps(problems, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def compare(path_a, path_b):
+def compare_results(path_a, path_b):
     """Print how two results files of the same problems differ, with McNemar's exact test."""
     a, b = ({(result["row"], result["problem"]): result["correct"] for result in read_results(path)[1]
              if result["correct"] is not None} for path in (path_a, path_b))
@@ -615,7 +616,7 @@ def compare(path_a, path_b):
         raise UserError(f"--compare: {path_a} and {path_b} are not of the same problems")
     pairs = Counter((a[key], b[key]) for key in a)
     only_a, only_b = pairs[True, False], pairs[False, True]
-    print(f"{path_a}: {share(a.values())}\n{path_b}: {share(b.values())}")
+    print(f"{path_a}: {percentage(a.values())}\n{path_b}: {percentage(b.values())}")
     print(f"both correct: {pairs[True, True]}, only the first: {only_a}, only the second: {only_b}, "
           f"neither: {pairs[False, False]}\nMcNemar's exact test: p = {mcnemar(only_a, only_b):.3g}")
 
@@ -634,7 +635,7 @@ details { border-left: .3rem solid gray; padding-left: .5rem } .correct { border
 """
 
 
-def report(problems, results, lines):
+def html_report(problems, results, lines):
     """An HTML page: the metrics (lines), then each dialogue beside the teacher's."""
     def transcript(name, steps, last):
         texts = [f"{step.get('question', '')} {step.get('solution', '')}" for step in steps]
@@ -686,9 +687,11 @@ def show(problem, procedure, students, options):
     return record["answer"] is not None
 
 
-def prompt(procedure, students, options, guide):
-    """Solve the problems that are typed, or come through a pipe, one a line, up to its end or Ctrl-C. With
-    the procedure `given` their sub-questions follow, one a line, up to an empty one.
+def solve_typed(procedure, students, options, guide):
+    """Solve the problems that are typed, or come through a pipe, one a line, up to its end. With the
+    procedure `given` their sub-questions follow, one a line, up to an empty one.
+
+    Ctrl-C breaks off the solution of a typed problem; between problems, and in a pipe, it ends all.
     """
     is_typed = sys.stdin.isatty()
     sys.stdin.reconfigure(errors="replace")
@@ -699,8 +702,8 @@ def prompt(procedure, students, options, guide):
     if is_typed:
         with suppress(ImportError):
             import readline  # noqa: F401 - arrow keys and history, where Python has it
-        print("Type a problem on one line and press Enter; Ctrl-D leaves.")
-    try:
+        print("Type a problem on one line and press Enter; Ctrl-C stops a solution, Ctrl-D leaves.")
+    with suppress(EOFError, KeyboardInterrupt):
         while True:
             problem = {"problem": ask("\nProblem: "), **guide}
             if procedure is given and PROBLEM_SIGN.search(problem["problem"]):
@@ -709,10 +712,10 @@ def prompt(procedure, students, options, guide):
                     while question := ask("Question: "):
                         problem["steps"].append({"question": question})
             if problem["problem"]:
-                show(problem, procedure, students, options)
-    except (EOFError, KeyboardInterrupt):
-        if is_typed:
-            print()
+                with suppress(KeyboardInterrupt if is_typed else ()):
+                    show(problem, procedure, students, options)
+    if is_typed:
+        print()
 
 
 # ---- flags and main ----------------------------------------------------------------------------------------
@@ -766,7 +769,7 @@ def main(argv=None):
     """Parse, load the students; then solve a file, one problem, or what is typed."""
     args = parse_args(argv)
     if args.compare:
-        return compare(*args.compare)
+        return compare_results(*args.compare)
     procedure, problems = PROCEDURES[args.procedure][0], []
     if args.eval:
         problems = read_problems(args.eval, steps=procedure is given, answer=False)[:args.limit]
@@ -786,9 +789,9 @@ def main(argv=None):
         raise UserError("--guide is for students that were trained with --guidance", 2)
     guide = {"guide": args.guide} if args.guide else {}
     if args.eval:
-        evaluate(args, problems, procedure, students, options)
+        evaluate_file(args, problems, procedure, students, options)
     elif args.problem is None:
-        prompt(procedure, students, options, guide)
+        solve_typed(procedure, students, options, guide)
     elif not show({"problem": args.problem, **guide}, procedure, students, options):
         sys.exit(1)
 

@@ -137,7 +137,7 @@ def evaluation(args):
 
     fitting = [problem for problem in problems if length(problem) < args.block_size - 20]
     left_out = len(problems) - len(fitting)
-    problems = sorted(fitting, key=lambda problem: -len(problem["problem"]))  # as infer.evaluate does
+    problems = sorted(fitting, key=lambda problem: -len(problem["problem"]))  # as infer.evaluate_file does
     # what each student writes, line by line
     asked = [[encode(to_line(step["question"])) for step in p["steps"]] + [[end]] for p in problems]
     solved = [[encode(to_line(step["solution"])) for step in p["steps"]] + [encode(" " + p["answer"]) + [end]]
