@@ -3128,8 +3128,6 @@ def read_leniently(path):
             except UserError as e:
                 faults.append(("schema", *str(e).split(": ", 1)))
     except UserError as e:  # a line that is no JSON
-        if not path.is_file():
-            raise
         where, fault = str(e).split(": ", 1)
         faults.append(("schema", where, f"{fault}; the file is not read any further"))
     if not problems and not faults:

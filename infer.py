@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import (MARK, Parser, Tokenizer, UserError, calculator_result, get_device, number, one_line,
-                  parse_rows, problem_prompt, read_problems, run_script, same_answer, to_jsonl, to_line,
-                  whole_number)
+from data import (MARK, Parser, Tokenizer, UserError, calculator_result, checksum, get_device, number,
+                  one_line, parse_rows, problem_prompt, read_problems, run_script, same_answer, to_jsonl,
+                  to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
 
 
@@ -601,11 +601,6 @@ def resume(path, settings):
     if not found:
         path.write_bytes(to_jsonl([{"settings": settings}]))
     return {result["row"] - 1: result for result in results}
-
-
-def checksum(problems):
-    """A checksum of problems, their steps and answers."""
-    return hashlib.sha256(json.dumps(problems, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def compare_results(path_a, path_b):
