@@ -2153,7 +2153,7 @@ class Unfit(Exception):
     """Why a row of a dataset, a teacher's reply or a student's sample cannot become an annotation."""
 
 
-def text_of(row, name):
+def text_field(row, name):
     """The text in a field of a published row. Raises Unfit."""
     if not isinstance(row.get(name), str) or not row[name].strip():
         raise Unfit(f"field '{name}' is missing, empty or no text")
@@ -2172,8 +2172,8 @@ def from_gsm8k(row):
     lines become steps with plain questions, "What is step 1?", for students of the roles cot and answer; the
     row is marked by "questions": "plain". `annotate.py teacher --style questions` asks for real ones.
     """
-    problem = text_of(row, "question")
-    *lines, last = [line.strip() for line in re.split(r"[\r\n]", text_of(row, "answer")) if line.strip()]
+    problem = text_field(row, "question")
+    *lines, last = [line.strip() for line in re.split(r"[\r\n]", text_field(row, "answer")) if line.strip()]
     if not last.startswith(MARK):
         raise Unfit("no last line '#### answer'")
     answer = last.removeprefix(MARK).strip().replace(",", "").replace("\u2212", "-")
@@ -2204,8 +2204,8 @@ def from_svamp(row):
     """
     if "Numbers" in row:
         row = from_training_table(row)
-    body, question = (row.get("Body") or "").strip(), text_of(row, "Question")
-    equation, answer = text_of(row, "Equation"), calculate(str(row.get("Answer")))
+    body, question = (row.get("Body") or "").strip(), text_field(row, "Question")
+    equation, answer = text_field(row, "Equation"), calculate(str(row.get("Answer")))
     if answer is None:
         raise Unfit("field 'Answer' is missing or no number")
     left, steps = re.sub(r"\.0\b", "", equation), []
@@ -2234,11 +2234,11 @@ def from_training_table(row):
      "Equation": "- number0 number1", "Answer": "7.0"} becomes {"Body": "Ann had 9 pens. She lost 2.",
      "Question": "How many has she?", "Equation": "( 9 - 2 )", "Answer": "7.0"}.
     """
-    numbers = {f"number{i}": n.removesuffix(".0") for i, n in enumerate(text_of(row, "Numbers").split())}
-    words = [numbers.get(word, word) for word in text_of(row, "Question").split()]
+    numbers = {f"number{i}": n.removesuffix(".0") for i, n in enumerate(text_field(row, "Numbers").split())}
+    words = [numbers.get(word, word) for word in text_field(row, "Question").split()]
     sentence_ends = [i + 1 for i, word in enumerate(words[:-1]) if word in (".", "?", "!")]
     last = max(sentence_ends, default=0)
-    tokens = iter(text_of(row, "Equation").split())
+    tokens = iter(text_field(row, "Equation").split())
 
     def infix():
         token = next(tokens, "")
@@ -2275,7 +2275,7 @@ def from_strategyqa(row):
     sub-question that no fact has chosen takes the one that fits it best. The last solution closes with the
     answer.
     """
-    problem, questions, facts = text_of(row, "question"), row.get("decomposition"), row.get("facts")
+    problem, questions, facts = text_field(row, "question"), row.get("decomposition"), row.get("facts")
     for name, texts in ("decomposition", questions), ("facts", facts):
         if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts or [None]):
             raise Unfit(f"field '{name}' is missing, empty or no list of texts")
@@ -2579,7 +2579,8 @@ def read_stage(stage, reply, steps, problem):
     """The checked steps that a reply gives a problem; steps: those of the stage before. Raises Unfit."""
     if stage == "questions":
         return verify_questions(read_questions(reply, steps))
-    return verify(*(read_dialogue if stage == "socratic" else read_chain)(reply), problem)
+    steps, answer = read_dialogue(reply) if stage == "socratic" else read_chain(reply)
+    return verify(steps, answer, problem)
 
 
 CUT_OFF = "length", "max_tokens", "model_length"        # how servers say why a reply ended
@@ -2882,7 +2883,7 @@ def add(tokens, more):
 
 # ---- the LLM teacher: the annotation run -------------------------------------------------------------------
 
-class Log:
+class AnnotationLog:
     """DIR/log.jsonl, the one file that an annotation run appends to. The other files of DIR are made from it.
 
     Its first line holds the run's settings. Then comes a row for each problem, as soon as it is done: with
@@ -2952,7 +2953,7 @@ class Log:
         return {split: len(files[split]) for split in SPLITS if files[split]}
 
 
-def teacher(args):
+def llm_teacher(args):
     """The LLM teacher: have a file's problems annotated by a model behind an OpenAI-compatible server."""
     prompts, endpoint, problems = read_prompts(args), Endpoint(args), {}
     for n, row in enumerate(read_problems(args.file, steps=args.style == "questions"), 1):
@@ -2964,7 +2965,7 @@ def teacher(args):
         body = json.dumps(endpoint.body(prompt, args.temperature), indent=2, ensure_ascii=False)
         print(f"POST {endpoint.url}\n{body}")
         return
-    log = Log(args.out, run_settings(prompts, args))
+    log = AnnotationLog(args.out, run_settings(prompts, args))
     endpoint.tokens = log.tokens
     set_aside = [key for key in problems if "failed" in log.rows.get(key, {})]
     todo = [key for key in problems if key not in log.rows] + set_aside
@@ -3287,7 +3288,7 @@ def parse_args(argv):
     add_converter_flags(add_command("gsm8k", convert, "convert GSM8K's files, main and Socratic"), "gsm8k")
     add_converter_flags(add_command("svamp", convert, "convert SVAMP.json and train.csv files"), "svamp")
     add_converter_flags(add_command("strategyqa", convert, "convert StrategyQA's train.json"), "strategyqa")
-    add_teacher_flags(add_command("teacher", teacher, "let a model annotate, at an OpenAI-compatible server"))
+    add_teacher_flags(add_command("teacher", llm_teacher, "let a model annotate, at an OpenAI-like server"))
     add_self_flags(add_command("self", self_teacher, "let students find further solutions of known problems"))
     add_check_flags(add_command("check", check, "check annotation files; status 1 if anything is wrong"))
 

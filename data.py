@@ -98,12 +98,14 @@ def parse_rows(content, path):
             raise UserError(f"{path}: {what}")
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"["):
-        for number, row in enumerate(_parse_json(content, path), 1):
-            yield _check_object(row, f"{path}, row {number}")
-        return
-    for number, text in enumerate(content.splitlines(), 1):  # bytes end lines at \n, \r and \r\n alone
-        if text.strip():
-            yield _check_object(_parse_json(text, f"{path}:{number}"), f"{path}:{number}")
+        rows = ((f"{path}, row {n}", row) for n, row in enumerate(_parse_json(content, path), 1))
+    else:
+        lines = enumerate(content.splitlines(), 1)  # bytes end lines at \n, \r and \r\n alone
+        rows = ((f"{path}:{n}", _parse_json(line, f"{path}:{n}")) for n, line in lines if line.strip())
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
+        yield where, row
 
 
 def _parse_json(text, where):
@@ -113,12 +115,6 @@ def _parse_json(text, where):
         raise UserError(f"{where}: not UTF-8 at byte {e.start} of it")
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where}: not JSON: {e}")
-
-
-def _check_object(row, where):
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
-    return where, row
 
 
 def check_problem(row, where, steps=True, answer=True):

@@ -436,6 +436,16 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
 
 # ---- metrics -----------------------------------------------------------------------------------------------
 
+def printable(text):
+    """A text without what would steer a terminal or is no character."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def answer_line(record):
+    """How a dialogue ended, in words."""
+    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
+
+
 def vote(records):
     """The record whose answer most samples of a problem have, between equals the earliest sample's.
 
@@ -651,16 +661,6 @@ def html_report(problems, results, lines):
 NO_PROBLEM = ("No answer: this has neither a number nor a question. Type a word problem, such as: "
               "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have?")
 PROBLEM_SIGN = re.compile(r"\d|\?|\b(two|three|four|five|six|seven|eight|nine|ten|dozen|half)\b", re.I)
-
-
-def printable(text):
-    """A text without what would steer a terminal or is no character."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def answer_line(record):
-    """How a dialogue ended, in words."""
-    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
 
 
 def show(problem, procedure, students, options):

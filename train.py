@@ -414,7 +414,7 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
     # a run that is resumed to be longer has fewer of its tenths behind it
     progress.eval_index = min(progress.eval_index, int(10 * progress.share_done(args)))
 
-    with Log(args, data.rows, progress) as log, catch_signals() as signals:
+    with TrainingLog(args, data.rows, progress) as log, catch_signals() as signals:
         while True:
             # how far are we? every rank comes to the same answer
             clock = 0.0 if args.rank else time.perf_counter() - start
@@ -573,7 +573,7 @@ def tell(args, text):
 
 # ---- the log -----------------------------------------------------------------------------------------------
 
-class Log:
+class TrainingLog:
     """log.jsonl, its curve, and the progress bar. Losses wait on the device until an entry is written."""
 
     def __init__(self, args, rows, progress):
