@@ -2705,7 +2705,7 @@ class Endpoint:
             raise UserError("OPENAI_API_KEY: the key holds characters that no HTTP header can carry")
         self.thread, self.lock = threading.local(), threading.Lock()
         self.stop = threading.Event()  # set when the run ends: nobody waits any longer
-        self.requests = self.good = 0  # requests sent, good replies
+        self.n_requests = self.good = 0  # sent; good replies
         self.set_aside = 0             # problems set aside since the latest good reply
         self.tokens = [0, 0]           # read and written, of all good replies
 
@@ -2748,7 +2748,7 @@ class Endpoint:
             self.thread.session.auth = self.authorize  # without it requests takes a password from ~/.netrc
         deadline, content = time.monotonic() + self.args.timeout, b""
         with self.lock:
-            self.requests += 1
+            self.n_requests += 1
         try:
             post = self.thread.session.post
             with post(self.url, data=body, timeout=self.args.timeout, stream=True) as response:
@@ -3000,7 +3000,7 @@ def llm_teacher(args):
         for reason, n in Counter(row[field] for row in rows).most_common(5):
             print(f"{field}: {n:,} ({reason})")
     print(f"{len(annotated):,} problems annotated, {len(rejected):,} rejected, {len(failed):,} set aside for "
-          f"the next run; {endpoint.requests:,} requests, {sum(endpoint.tokens):,} tokens")
+          f"the next run; {endpoint.n_requests:,} requests, {sum(endpoint.tokens):,} tokens")
     if n_asked < len(todo):
         print(f"stopped at --budget-tokens {args.budget_tokens:,}, {len(todo) - n_asked:,} problems before "
               "the end; the same command with a larger budget goes on")

@@ -715,6 +715,11 @@ def solve_typed(procedure, students, options, guide):
 
 # ---- flags and main ----------------------------------------------------------------------------------------
 
+def student_flag(role):
+    """The flag of infer.py that says where the student of a role is."""
+    return {"solver": "solver", "decomposer": "decomposer", "stepwise": "decomposer"}.get(role, "student")
+
+
 def parse_args(argv=None):
     """The flags of infer.py, and `folders`, {role: folder} of the students. Raises UserError (status 2)."""
     p = Parser(description="Solve problems with trained students; without a flag, at a prompt.")
@@ -751,8 +756,7 @@ def parse_args(argv=None):
         raise UserError("--guide does not go with --eval, which tells the steps or equations of the file", 2)
     if not args.temperature and (args.votes or args.top_k or args.top_p < 1):
         raise UserError("--votes, --top-k and --top-p need a --temperature of more than 0", 2)
-    flags = {"solver": "solver", "decomposer": "decomposer", "stepwise": "decomposer"}
-    flags = {role: flags.get(role, "student") for role in PROCEDURES[args.procedure][1]}
+    flags = {role: student_flag(role) for role in PROCEDURES[args.procedure][1]}
     for flag in ("solver", "decomposer", "student"):
         if getattr(args, flag) and flag not in flags.values():
             raise UserError(f"--procedure {args.procedure} has no use for --{flag}", 2)

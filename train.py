@@ -498,12 +498,10 @@ class Data:
 
     def __init__(self, problems, valid_problems, tokenizer, block_size, args):
         self.args, self.tokenizer = args, tokenizer
-        # of each sequence: which row of --train it is, from 1, or None for a copy example
+        # rows: of each problem's sequence, which row of --train it is, from 1; copy examples come behind
         self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
         copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
-        copies = [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
-        self.sequences += copies
-        self.rows += [None] * len(copies)
+        self.sequences += [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
         self.lengths = [len(ids) for ids, _ in self.sequences]
         self.plan, self.planned_epoch = [], 0
 
@@ -577,7 +575,7 @@ class TrainingLog:
     """log.jsonl, its curve, and the progress bar. Losses wait on the device until an entry is written."""
 
     def __init__(self, args, rows, progress):
-        """rows: of each sequence, which row of --train it is, or None."""
+        """rows: as in `Data`."""
         self.args, self.rows, self.path = args, rows, args.out / "log.jsonl"
         earlier = read_log(self.path) if progress.step else []
         self.file = open(os.devnull if args.rank else self.path, "w", buffering=1, encoding="utf-8")
@@ -616,9 +614,10 @@ class TrainingLog:
         losses, norms = torch.stack([pair for *_, pair in self.pending]).T.tolist()  # waits for the device
         for (step, indices, _), loss, norm in zip(self.pending, losses, norms):
             if not math.isfinite(loss + norm):
-                rows = ", ".join(str(self.rows[i]) for i in indices if self.rows[i]) or "(copy examples)"
-                raise UserError(f"the loss or its gradient is not a number at step {step}, {self.args.train} "
-                                f"rows {rows}: try a lower --lr; {self.args.out} keeps what it had")
+                rows = ", ".join(str(self.rows[i]) for i in indices if i < len(self.rows))
+                where = f"{self.args.train} rows {rows or '(copy examples)'}"
+                raise UserError(f"the loss or its gradient is not a number at step {step}, {where}: try a "
+                                f"lower --lr; {self.args.out} keeps what it had")
         loss = all_reduce([sum(losses)], self.args.world)[0] / self.weight
         rate = (progress.flops - self.flops) / max(progress.seconds - self.seconds, 1e-9)
         counted = "step", "seconds", "tokens", "padding", "loss_tokens", "flops"
@@ -793,7 +792,7 @@ def next_command(args):
     if args.role != "solver":
         words = ["infer.py"] if args.role == "decomposer" else ["infer.py", "--procedure", args.role]
         if args.out != Path("runs", args.role):
-            words += ["--decomposer" if args.role in ("decomposer", "stepwise") else "--student", args.out]
+            words += [f"--{infer.student_flag(args.role)}", args.out]
         return shlex.join(["python", *map(str, words)])
     fine_tuned = args.init and is_pretrained(args.init)
     words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
