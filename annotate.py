@@ -44,7 +44,7 @@ from tqdm import tqdm
 from data import (
     ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, annotate_equations, atomic_write, calculate,
     check_problem, encode_problems, fits, get_device, invalid_annotations, matches_answer, number, one_line,
-    parse_number, parse_rows, read_problems, read_rows, run_script, same_answer, states_answer, to_jsonl,
+    parse_number, read_problems, read_rows, read_run_file, run_script, same_answer, states_answer, to_jsonl,
     train_tokenizer, whole_number, write_problems)
 from infer import Sampling, load_student, socratic, solve
 
@@ -2900,22 +2900,17 @@ class AnnotationLog:
         self.lock, self.synced = threading.Lock(), time.monotonic()
         if not self.path.exists() and (files := sorted(folder.glob("*.jsonl"))):
             raise UserError(f"{files[0]}: not made from an annotation run's log; use another --out", 2)
-        self.file = open(self.path, "ab+")
-        self.file.seek(0)
-        content, first_line = self.file.read(), to_jsonl([{"settings": settings}])
-        whole = content[:content.rfind(b"\n") + 1]  # without a last line that a kill cut short
-        rows = [row for _, row in parse_rows(whole, self.path)]
-        theirs = rows.pop(0).get("settings") if rows else None
-        if theirs is None and not first_line.startswith(content):
-            raise UserError(f"{self.path}: not the log of an annotation run; use another --out", 2)
+        self.file = open(self.path, "ab")
+        error = "not the log of an annotation run; use another --out"
+        theirs, rows, size = read_run_file(self.path, error, 2)
         if theirs != settings:
             if any("failed" not in row for row in rows):
                 raise UserError(f"{self.path}: of another run ({theirs}); use another --out", 2)
-            rows, whole = [], b""  # it holds nothing that a model said: begin anew
+            rows, size = [], 0  # it holds nothing that a model said: begin anew
         for row in rows:
             self.count(row)
-        self.file.truncate(len(whole))
-        self.file.write(b"" if whole else first_line)
+        self.file.truncate(size)
+        self.file.write(b"" if size else to_jsonl([{"settings": settings}]))
         self.file.flush()
 
     def count(self, row):

@@ -171,6 +171,20 @@ def write_problems(path, problems):
     Path(path).write_bytes(to_jsonl(problems))
 
 
+def read_run_file(path, error, status=1):
+    """Read what a run has appended to its file: {"settings": {...}} in the first line, then a row a line.
+
+    Returns (settings, rows, size in bytes), all without a last line that was cut off when the run was killed;
+    settings is None if it has none yet. Raises UserError(error, status) for a file of another kind.
+    """
+    content, beginning = Path(path).read_bytes(), b'{"settings": {'
+    if not content.startswith(beginning) and not beginning.startswith(content):
+        raise UserError(f"{path}: {error}", status)
+    size = content.rfind(b"\n") + 1
+    first, *rows = [row for _, row in parse_rows(content[:size], path)] or [{"settings": None}]
+    return first["settings"], rows, size
+
+
 def checksum(problems):
     """A checksum of problems with all that they hold: what is resumed must go on with the same."""
     return hashlib.sha256(json.dumps(problems, sort_keys=True).encode()).hexdigest()[:16]

@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from data import (MARK, Parser, Tokenizer, UserError, calculator_result, checksum, get_device, number,
-                  one_line, parse_rows, problem_prompt, read_problems, run_script, same_answer, to_jsonl,
+                  one_line, problem_prompt, read_problems, read_run_file, run_script, same_answer, to_jsonl,
                   to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
 
@@ -486,12 +486,14 @@ def percentage(hits):
     return f"{100 * sum(hits) / len(hits):.1f} % ({sum(hits)}/{len(hits)})"
 
 
+def questions(record):
+    """The sub-questions of a problem or a record, a list of texts of one line each."""
+    return [one_line(step["question"]) for step in record["steps"]]
+
+
 def question_metrics(problems, results):
     """How the students' sub-questions match the teacher's: lines, none if no teacher's are known."""
-    def questions(steps):
-        return [one_line(step["question"]) for step in steps]
-
-    pairs = [(questions(result["steps"]), questions(problem["steps"]))
+    pairs = [(questions(result), questions(problem))
              for problem, result in zip(problems, results) if problem.get("steps")]
     if not pairs:
         return []
@@ -578,21 +580,9 @@ def evaluate_file(args, problems, procedure, students, options):
         args.report.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-SETTINGS = b'{"settings": {'  # how a results file begins
-
-
 def read_results(path):
-    """Read a results file: its first line is {"settings": {...}}, then a result of `evaluate_file` a line.
-
-    Returns (settings or None, results, size in bytes), all without a last line that was cut off when its run
-    was killed. Raises UserError if it is no results file.
-    """
-    content = Path(path).read_bytes()
-    if not content.startswith(SETTINGS) and not SETTINGS.startswith(content):
-        raise UserError(f"{path}: no results file of --eval FILE --out FILE")
-    size = content.rfind(b"\n") + 1
-    first, *results = [row for _, row in parse_rows(content[:size], path)] or [{"settings": None}]
-    return first["settings"], results, size
+    """`read_run_file` of a results file: each row is a result of `evaluate_file`."""
+    return read_run_file(path, "no results file of --eval FILE --out FILE")
 
 
 def resume(path, settings):

@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, copy_examples,
-                  encode_problems, encode_segments, fits, get_device, make_batch, number, one_line,
-                  plan_batches, read_problems, run_script, same_answer, train_tokenizer, whole_number)
+                  encode_problems, encode_segments, fits, get_device, make_batch, number, plan_batches,
+                  read_problems, run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
 
@@ -285,9 +285,7 @@ def count_solved(model, tokenizer, problems, role, guidance=None):
     students, solved = {role: infer.Student(model, tokenizer, n_rows, guidance)}, 0
     for i, record in infer.solve(problems, procedure, students):
         if role == "decomposer":
-            asked, wanted = ([one_line(step["question"]) for step in steps]
-                             for steps in (record["steps"], problems[i]["steps"]))
-            solved += asked == wanted
+            solved += infer.questions(record) == infer.questions(problems[i])
         else:
             solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
     model.train()
