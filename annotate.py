@@ -3073,12 +3073,13 @@ def check(args):
 
     Exit status 1 if anything is wrong.
     """
-    first, shown, lines = {}, Counter(), []  # first: {text of a problem: the file's number and where it is}
+    earlier, shown, lines = {}, Counter(), []  # earlier: {text of a problem of earlier files: where it is}
     tokenizer = args.tokenizer
     if tokenizer:
         tokenizer = Tokenizer.gpt2() if tokenizer == "gpt2" else Tokenizer.from_pretrained(tokenizer)
-    for k, path in enumerate(args.files):
+    for path in args.files:
         problems, faults = read_leniently(path)
+        own = {}  # the same of this file
         rows = [row for _, row in problems]
         tokenizer = tokenizer or (train_tokenizer(rows) if rows else None)
         sequences = encode_problems(rows, args.role, tokenizer) if rows else []
@@ -3090,10 +3091,12 @@ def check(args):
             if not fits(sequence, args.block_size):
                 n_tokens = len(sequence[0])
                 faults.append(("long", where, f"{n_tokens:,} tokens, the block has {args.block_size:,}"))
-            first_k, first_where = first.setdefault(one_line(row["problem"]), (k, where))
-            if (first_k, first_where) != (k, where):
-                kind = "twice" if first_k == k else "leak"
-                faults.append((kind, where, f"the same problem as {first_where}"))
+            text = one_line(row["problem"])
+            if first := earlier.get(text) or own.get(text):
+                kind = "leak" if text in earlier else "twice"
+                faults.append((kind, where, f"the same problem as {first}"))
+            own.setdefault(text, where)
+        earlier = own | earlier
         counts = Counter(kind for kind, *_ in faults)
         for kind, where, fault in faults:
             shown[kind] += 1

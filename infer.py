@@ -540,15 +540,9 @@ def evaluate_file(args, problems, procedure, students, options):
     Each problem has a result, a dict: "row", its number in the file from 1, "id", "problem", what its record
     has, "correct" (a bool) and "teacher" (the known answer); the last two are None where no answer is known.
     """
-    results = {}  # {index of the problem: its result}
     if args.report:
         args.report.touch()  # fails now, not after the evaluation
-    if args.out:  # with other settings than these its results are another run's
-        weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
-        results = resume(args.out, {
-            "procedure": args.procedure, "problems": checksum(problems), "calculator": options["calculator"],
-            "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
-            "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]})
+    results = resume(args, problems, options) if args.out else {}  # {index of the problem: its result}
     # the longest first: rows beside each other are equally long, and no long one is left alone at the end
     todo = [index for index in range(len(problems)) if index not in results]
     todo.sort(key=lambda index: -len(problems[index]["problem"]))
@@ -585,10 +579,16 @@ def read_results(path):
     return read_run_file(path, "no results file of --eval FILE --out FILE")
 
 
-def resume(path, settings):
+def resume(args, problems, options):
     """The results that the file of --out holds, {index: result}; it is cut to whole lines, or begun. Raises
-    UserError, and leaves it as it was, if it is another run's, with other settings (a dict), or foreign.
+    UserError, and leaves it as it was, if it is another run's, with other settings, or foreign.
     """
+    path = args.out
+    weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
+    settings = {
+        "procedure": args.procedure, "problems": checksum(problems), "calculator": options["calculator"],
+        "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
+        "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]}
     path.touch()
     if not path.is_file():  # /dev/stdout
         return {}
