@@ -1,4 +1,4 @@
-"""Train one student: python train.py --role solver, then --role decomposer --init runs/solver.
+"""Train one student: python train.py --role solver, and python train.py --role decomposer.
 
 The loop is the function `training_loop`, in the middle: what it calls stands before it (optimizers, loss,
 ranks) and behind it (data, log, checkpoints). `main`, at the end, is a run's table of contents. What a run
@@ -205,6 +205,7 @@ def wide_parts(matrix):
     return [part.mT if part.shape[0] > part.shape[1] else part for part in parts]
 
 
+EMBEDDING_LR = 3      # times the learning rate
 EMBEDDING_EPS = 1e-4  # of AdamW: smaller than the gradients of words in use, larger than those of others
 
 
@@ -214,7 +215,8 @@ def make_optimizers(model, args):
     Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The
     softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that
     into full steps, and within some thousand of them these embeddings were one vector: no word of such tokens
-    could be copied.
+    could be copied. They learn EMBEDDING_LR times as fast: words have to be told apart before anything else
+    can be learned.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
@@ -224,7 +226,7 @@ def make_optimizers(model, args):
         decayed = {"params": embeddings + matrices, "weight_decay": args.weight_decay}
         return [adamw([decayed, {"params": vectors}])]
     return [Muon(matrices, lr=args.lr, weight_decay=args.weight_decay),
-            adamw([{"params": embeddings, "eps": EMBEDDING_EPS}, {"params": vectors}])]
+            adamw([{"params": embeddings, "eps": EMBEDDING_EPS, "lr_factor": EMBEDDING_LR}, {"params": vectors}])]
 
 
 def schedule(step, done, warmup):
@@ -243,7 +245,7 @@ def optimizer_step(model, optimizers, scaler, lr):
     overflow = scaler.is_enabled() and not norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1)
         if not overflow:
             scaler.step(optimizer)
         optimizer.zero_grad()
@@ -768,7 +770,7 @@ def open_model(args, problems, checkpoint):
         vocab_size = args.vocab_size or 1024
         tokenizer = Tokenizer.gpt2() if args.tokenizer == "gpt2" else train_tokenizer(problems, vocab_size)
         config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
-                           args.dropout)
+                           args.dropout, gelu="none")
         model = init_weights(GPT(config), args.seed)
     if checkpoint:
         model.load_state_dict(checkpoint["model"])  # a kill may have left newer weights beside trainer.pt
@@ -786,17 +788,22 @@ def claim_out_folder(args):
 
 
 def next_command(args):
-    """What to type when the student is ready: train its partner, or solve problems."""
-    if args.role != "solver":
-        words = ["infer.py"] if args.role == "decomposer" else ["infer.py", "--procedure", args.role]
+    """What to type when the student is ready: train its partner, unless that is there or in training beside
+    this one, or solve problems.
+    """
+    has_partner = args.out == Path("runs/solver") and Path("runs/decomposer").exists()
+    if args.role == "solver" and not has_partner:
+        fine_tuned = args.init and is_pretrained(args.init)
+        words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
+        if args.train != Path("annotations/train.jsonl"):
+            words += ["--train", args.train, "--valid", args.valid]
+        words += [] if args.init else ["--minutes", "2.5"]
+    else:
+        is_default = args.role in ("solver", "decomposer")
+        words = ["infer.py"] if is_default else ["infer.py", "--procedure", args.role]
         if args.out != Path("runs", args.role):
             words += [f"--{infer.student_flag(args.role)}", args.out]
-        return shlex.join(["python", *map(str, words)])
-    fine_tuned = args.init and is_pretrained(args.init)
-    words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
-    if args.train != Path("annotations/train.jsonl"):
-        words += ["--train", args.train, "--valid", args.valid]
-    return shlex.join(["python", *map(str, words)] + ([] if args.init else ["--minutes", "2.5"]))
+    return shlex.join(["python", *map(str, words)])
 
 
 def report(args, progress):

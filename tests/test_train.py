@@ -244,7 +244,7 @@ def test_ctrl_c_leaves_a_usable_student(here):
     process = script("train.py", "--role", "solver", "--minutes", 30, *TINY, cwd=here)
     process.stderr.readline()  # the line that says what is being trained
     deadline = time.monotonic() + 60
-    while not Path("runs/solver/log.jsonl").exists() and time.monotonic() < deadline:
+    while not Path("runs/solver/model.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert "stopped early, but usable: runs/solver" in finish(process, status=130)
