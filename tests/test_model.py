@@ -51,11 +51,6 @@ def refusal(folder, run, *args):
     return str(error.value)
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip("transformers", reason="the oracle of this test: pip install transformers")
-
-
 def opened_by(transformers, folder, dtype):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
