@@ -1,5 +1,4 @@
-"""model.py against independent truths: transformers' GPT-2, float64, rows alone without a cache, Hugging
-Face's libraries, a local hub that fails in many ways."""
+"""model.py against transformers' GPT-2, float64, rows alone without a cache, and a local hub that fails."""
 import hashlib
 import http.server
 import json
@@ -135,12 +134,10 @@ def test_checkpointed_activations_change_no_gradient_and_keep_fewer_tensors():
 
 def test_dropout_acts_in_training_alone():
     model, ids = small_model(), random_ids(50, 2, 20)
+    without = model(ids)
     model.config.dropout = 0.5
-    assert torch.equal(model(ids), model(ids))
-    model.train()
-    assert not torch.equal(model(ids), model(ids))
-    model.config.dropout = 0.0
-    assert torch.equal(model(ids), model.eval()(ids))
+    assert torch.equal(model(ids), without)
+    assert not torch.equal(model.train()(ids), without)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -153,12 +150,6 @@ def test_a_compiled_model_has_the_same_gradients(checkpointed):
     for T in 20, 13:
         for plain, again in zip(*(loss_and_gradients(m, random_ids(50, 3, T)) for m in (model, compiled))):
             torch.testing.assert_close(plain, again, rtol=1e-10, atol=1e-12)
-
-
-def test_out_positions_select_logits_of_the_flattened_batch():
-    model, ids = small_model(), random_ids(50, 3, 9)
-    chosen = torch.tensor([0, 8, 13, 26])
-    torch.testing.assert_close(model(ids, chosen), model(ids).flatten(0, 1)[chosen])
 
 
 def test_a_cropped_model_has_the_same_logits(tmp_path):
@@ -174,28 +165,16 @@ def test_a_cropped_model_has_the_same_logits(tmp_path):
 
 # ---- how students from scratch start ---------------------------------------------------------------------
 
-def test_initial_weights_are_those_of_gpt2_with_embeddings_ten_times_larger():
-    model = init_weights(GPT(GPTConfig(5000, 256, 8, 4, 256)))
-    apart = [i for j in range(32) for i in (j, 128 + j)]  # the sinusoids by which 4 heads of 64 look back
-    others = [i for i in range(256) if i not in apart]
-    assert model.wte.weight[:, apart].abs().max() == 0
-    assert abs(model.wte.weight[:, others].std() - 0.2) < 1e-3
-    assert abs(model.wpe.weight.norm(dim=1) - 0.3 * math.sqrt(128)).max() < 1e-4  # sin^2 + cos^2 = 1
-    assert abs(model.h[0].mlp.c_fc.weight.std() - 0.02) < 2e-4
-    assert abs(model.h[5].mlp.c_proj.weight.std() - 0.02 / 4) < 1e-4  # sqrt(2 * 8) = 4
-    assert model.h[1].attn.c_attn.bias.abs().max() == 0 and (model.h[3].ln_2.weight == 1).all()
-    assert 0.2 < model(random_ids(5000, 2, 99)).std() < 0.5  # sqrt(256) * 0.02 = 0.32: as GPT-2's
-
-
 @pytest.mark.parametrize("n_head", [1, 2, 4, 8])
 def test_heads_of_the_first_layer_look_back_at_first(n_head):
-    """Each head's attention, computed by hand, is mostly on the token 1, 2, 3, ... before."""
+    """Each head's attention is mostly on the token 1, 2, 3, ... before; logits are as small as GPT-2's."""
     model = init_weights(GPT(GPTConfig(500, 300, 1, n_head, 128)))
     x = model.wte(random_ids(500, 200)) + model.wpe.weight[50:250]
     q, k, _ = model.h[0].attn.c_attn(model.h[0].ln_1(x)).view(200, 3, n_head, -1).permute(1, 2, 0, 3)
     scores = (q @ k.mT / math.sqrt(128 // n_head)).masked_fill(torch.ones(200, 200).triu(1).bool(), -math.inf)
     for back, attention in enumerate(scores.softmax(-1), 1):
         assert attention.diagonal(-back).mean() > (0.7 if n_head < 8 else 0.4)
+    assert 0.1 < model(random_ids(500, 2, 99)).std() < 0.4  # sqrt(128) * 0.02 = 0.23
 
 
 # ---- the key-value cache, and prepacked matrices ---------------------------------------------------------
@@ -257,17 +236,14 @@ def test_saved_and_opened_again_has_the_same_bytes(tmp_path):
 
 def test_an_opened_model_holds_no_view_of_its_file_unless_it_is_mapped(tmp_path):
     """So that it can be trained into the folder that it came from where a mapped file cannot be replaced."""
-    model, path = small_model(), tmp_path / "model.safetensors"
-    maps = Path("/proc/self/maps")  # which Linux has
-    model.save_pretrained(tmp_path)
+    small_model().save_pretrained(tmp_path)
+    maps, path = Path("/proc/self/maps"), str(tmp_path / "model.safetensors")
+    if not maps.exists():
+        pytest.skip("no /proc/self/maps on this system")
     opened = GPT.from_pretrained(tmp_path)
-    if maps.exists():
-        assert str(path) not in maps.read_text()
-        mapped = GPT.from_pretrained(tmp_path, mapped=True)
-        assert str(path) in maps.read_text() and torch.equal(mapped.wte.weight, model.wte.weight)
-    with open(path, "r+b") as f:
-        f.write(bytes(path.stat().st_size))
-    assert all(torch.equal(p, q) for p, q in zip(opened.parameters(), model.parameters(), strict=True))
+    assert path not in maps.read_text()
+    mapped = GPT.from_pretrained(tmp_path, mapped=True)
+    assert path in maps.read_text() and torch.equal(mapped.wte.weight, opened.wte.weight)
 
 
 def named(model, prefix="transformer."):
@@ -527,6 +503,12 @@ def assert_whole(folder, server):
     assert all((folder / file).read_bytes() == server.files[file] for file in PUBLISHED_FILES)
 
 
+def put_files(folder, server):
+    folder.mkdir(parents=True)
+    for file in PUBLISHED_FILES:
+        (folder / file).write_bytes(server.files[file])
+
+
 @pytest.mark.parametrize("faults", [{}, {"no_length": True}, {"statuses": [503, 429]}])
 def test_published_weights_are_downloaded_once_in_spite_of_a_busy_hub(faults, hub):
     hub.faults.update(faults)
@@ -556,10 +538,11 @@ def test_without_the_hub_one_line_says_what_to_put_where(hub, tmp_path, monkeypa
     told = refusal(tmp_path / "cache", download_published, "gpt2", tmp_path / "cache")
     assert "refused" in told and "put config.json, vocab.json, " in told
     folder = Path(told.rpartition(" into ")[2])
-    folder.mkdir(parents=True)
-    for file in PUBLISHED_FILES:
-        (folder / file).write_bytes(hub.files[file])
+    put_files(folder, hub)
     assert download_published("gpt2", tmp_path / "cache") == folder
+    older = tmp_path / "home" / "hub" / "models--gpt2" / "snapshots" / COMMIT
+    put_files(older, hub)
+    assert download_published("gpt2") == older  # where transformers has what it downloaded as gpt2
 
 
 def test_hugging_faces_library_finds_our_download_and_we_find_its(hub, tmp_path):
@@ -576,14 +559,6 @@ def test_hugging_faces_library_finds_our_download_and_we_find_its(hub, tmp_path)
         path = hf_hub_download(filename=file, cache_dir=tmp_path / "theirs", **theirs)
     hub.requests.clear()
     assert download_published("gpt2", tmp_path / "theirs") == Path(path).parent and not hub.requests
-
-
-def test_what_transformers_downloaded_as_gpt2_is_found(hub, tmp_path):
-    folder = tmp_path / "home" / "hub" / "models--gpt2" / "snapshots" / COMMIT
-    folder.mkdir(parents=True)
-    for file in PUBLISHED_FILES:
-        (folder / file).write_bytes(hub.files[file])
-    assert download_published("gpt2") == folder and not hub.requests
 
 
 def test_train_starts_from_published_weights_by_name(hub, tmp_path, monkeypatch):
