@@ -4,16 +4,13 @@
     python tests/bench_train.py --ranks
 
 ours: one sequence per problem, batches of about equal length, head and loss at the loss positions. Beside it
-  transformers: what one would write for this method with GPT2LMHeadModel: one sequence per sub-question, random padded
-    batches;
+  transformers: GPT2LMHeadModel as one would write it, one sequence per sub-question, random padded batches;
   plain: our model on our sequences, but in random padded batches and with the head at every position;
-  dense: a GPT of torch.nn's modules on rows of as many tokens without padding, loss on all of them, as nanoGPT's step.
-All take AdamW, clipping and float32. A round takes every side once through the same problems; printed are the medians
-over rounds of the ratio within a round, and each side's peak memory above what the process held before its first step,
-measured in a process of its own.
+  dense: a GPT of torch.nn's modules on rows of as many tokens without padding, loss on all of them.
+All take AdamW, clipping and float32. Printed are the medians over rounds of the ratio within a round, and the
+peak memory of each side above what the process held before its first step, in a process of its own.
 
---ranks: the real script, one process of two threads and two ranks of one thread each (torchrun), in turn: steps a
-second of both, and their ratio.
+--ranks: the script itself, one process of two threads beside two ranks of one thread each (torchrun).
 """
 import argparse
 import contextlib
@@ -34,7 +31,7 @@ from torch import nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import train
-from data import (Tokenizer, encode_problems, fits, make_batch, plan_batches, read_problems, segments, train_tokenizer,
+from data import (encode_problems, fits, make_batch, plan_batches, read_problems, segments, train_tokenizer,
                   write_problems)
 from model import GPT, GPTConfig, init_weights
 
@@ -49,8 +46,9 @@ class Dense(nn.Module):
         self.n_head = c.n_head
         self.wte, self.wpe = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
         self.blocks = nn.ModuleList(nn.ModuleDict({
-            "ln_1": nn.LayerNorm(c.n_embd), "attn": nn.Linear(c.n_embd, 3 * c.n_embd), "out": nn.Linear(c.n_embd, c.n_embd),
-            "ln_2": nn.LayerNorm(c.n_embd), "up": nn.Linear(c.n_embd, 4 * c.n_embd), "down": nn.Linear(4 * c.n_embd, c.n_embd)})
+            "ln_1": nn.LayerNorm(c.n_embd), "attn": nn.Linear(c.n_embd, 3 * c.n_embd),
+            "out": nn.Linear(c.n_embd, c.n_embd), "ln_2": nn.LayerNorm(c.n_embd),
+            "up": nn.Linear(c.n_embd, 4 * c.n_embd), "down": nn.Linear(4 * c.n_embd, c.n_embd)})
             for _ in range(c.n_layer))
         self.ln_f, self.head = nn.LayerNorm(c.n_embd), nn.Linear(c.n_embd, c.vocab_size, bias=False)
         self.head.weight = self.wte.weight
@@ -67,7 +65,7 @@ class Dense(nn.Module):
 
 
 def sub_questions(problem, tokenizer):
-    """The solver's examples of a problem, each read alone: one per sub-question and one for the answer, (ids, loss_mask)."""
+    """The solver's examples of a problem, one per sub-question and one for the answer: (ids, loss_mask)."""
     ids, examples = [], []
     for text, in_loss in segments(problem, "solver"):
         new = [tokenizer.end] if text is None else tokenizer.encode(text)
@@ -84,16 +82,19 @@ def random_batches(sequences, n, rng):
 
 
 def sides(names, problems, tokenizer, config, batch_tokens):
-    """{side: a function that takes it once through the problems}; transformers only where it is installed."""
+    """{side: a function that takes it once through the problems}."""
     rng = np.random.default_rng(0)
     sequences = encode_problems(problems, "solver", tokenizer)
     sequences = [sequence for sequence in sequences if fits(sequence, config.block_size)]
-    planned = [[sequences[i] for i in batch] for batch in plan_batches([len(ids) for ids, _ in sequences], batch_tokens, rng)]
+    plan = plan_batches([len(ids) for ids, _ in sequences], batch_tokens, rng)
+    planned = [[sequences[i] for i in batch] for batch in plan]
     shuffled = random_batches(sequences, len(planned), rng)
 
     def stepper(model, loss_of, batches, ours=False):
-        flags = SimpleNamespace(optimizer="adamw", lr=1e-4, weight_decay=0.1)
-        optimizer = train.make_optimizers(model, flags)[0] if ours else torch.optim.AdamW(model.parameters(), lr=1e-4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        if ours:
+            flags = SimpleNamespace(optimizer="adamw", lr=1e-4, weight_decay=0.1)
+            optimizer, = train.make_optimizers(model, flags)
 
         def once():
             for batch in batches:
@@ -132,22 +133,18 @@ def sides(names, problems, tokenizer, config, batch_tokens):
     made = {}
     for name in names:
         if name == "transformers":
-            try:
-                from transformers import GPT2Config, GPT2LMHeadModel
-            except ImportError:
-                print("transformers is not installed: left out")
-                continue
+            from transformers import GPT2Config, GPT2LMHeadModel
             c = GPT2Config(vocab_size=config.vocab_size, n_positions=config.block_size, n_embd=config.n_embd,
-                           n_layer=config.n_layer, n_head=config.n_head, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-                           bos_token_id=0, eos_token_id=0)
+                           n_layer=config.n_layer, n_head=config.n_head, resid_pdrop=0, embd_pdrop=0,
+                           attn_pdrop=0, bos_token_id=0, eos_token_id=0)
             examples = [one for problem in problems for one in sub_questions(problem, tokenizer)
                         if len(one[0]) <= config.block_size]
             per_batch = max(1, batch_tokens // int(np.mean([len(ids) for ids, _ in examples])))
             batches = random_batches(examples, -(-len(examples) // per_batch), rng)
             made[name] = stepper(GPT2LMHeadModel(c).train(), transformers, batches)
         elif name == "dense":
-            stream = np.concatenate([ids for ids, _ in sequences])  # as many tokens, in full rows of the sequences' mean length
-            T = len(stream) // len(sequences)
+            stream = np.concatenate([ids for ids, _ in sequences])
+            T = len(stream) // len(sequences)  # as many tokens, in full rows of the mean length
             rows = [(row, None) for row in stream[:T * len(sequences)].reshape(-1, T)]
             made[name] = stepper(Dense(config), dense, random_batches(rows, len(planned), rng))
         else:
@@ -162,44 +159,44 @@ def memory(field):
     return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def template_problems(n):
-    """Problems of the template teacher, as annotate.py writes them."""
+def load_problems(path, n):
+    """The first n problems of a file; without a file, as many of the template teacher's."""
+    if path:
+        return read_problems(path)[:n]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "annotate.py", "--train", n, "--valid", 1, "--test", 1, "--out", folder]
-        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+        flags = ["--train", str(n), "--valid", "1", "--test", "1", "--out", folder]
+        subprocess.run([sys.executable, ROOT / "annotate.py", *flags], check=True, capture_output=True)
         return read_problems(Path(folder, "train.jsonl"))
 
 
-def compare_ranks(problems, rounds, steps=200):
+def compare_ranks(problems, rounds):
     """Print the steps a second of one process with two threads and of two ranks with one thread each."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     sides = {"one process, two threads": ([], "2"), "two ranks, one thread each": (torchrun, "1")}
+    flags = "--role solver --steps 200 --train t.jsonl --valid t.jsonl --out student --force".split()
     speeds = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
-        for name in "train", "valid":
-            write_problems(Path(folder, f"{name}.jsonl"), problems)
+        write_problems(Path(folder, "t.jsonl"), problems)
         for _ in range(rounds):
             for name, (launcher, threads) in sides.items():
-                subprocess.run([sys.executable, *launcher, str(ROOT / "train.py"), "--role", "solver", "--steps", str(steps),
-                                "--train", "train.jsonl", "--valid", "valid.jsonl", "--out", "student", "--force"],
-                               cwd=folder, env=os.environ | {"OMP_NUM_THREADS": threads}, check=True, capture_output=True)
+                subprocess.run([sys.executable, *launcher, ROOT / "train.py", *flags], cwd=folder, check=True,
+                               env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True)
                 rows = [row for row in train.read_log(Path(folder, "student", "log.jsonl")) if "loss" in row]
-                steps_between = [(after["step"] - before["step"]) / (after["seconds"] - before["seconds"])
-                                 for before, after in zip(rows, rows[1:])]
-                speeds[name].append(np.median(steps_between))
-    one, two = speeds.values()
+                speeds[name].append(np.median([(b["step"] - a["step"]) / (b["seconds"] - a["seconds"])
+                                               for a, b in zip(rows, rows[1:])]))
     for name, values in speeds.items():
         print(f"  {name}: {np.median(values):.1f} steps a second")
+    one, two = speeds.values()
     ratios = np.array(two) / np.array(one)
-    print(f"  two ranks reach {np.median(ratios):.2f} of one process ({ratios.min():.2f}-{ratios.max():.2f} in {rounds} rounds)")
+    print(f"  two ranks reach {np.median(ratios):.2f} of one process "
+          f"({ratios.min():.2f}-{ratios.max():.2f} in {rounds} rounds)")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--shapes", nargs="+", default=["96x4"], metavar="WIDTHxLAYERS", help="768x12 is GPT-2's of 124M")
+    p.add_argument("--shapes", nargs="+", default=["96x4"], metavar="WIDTHxLAYERS", help="768x12: GPT-2")
     p.add_argument("--data", type=Path, help="a JSONL file of problems (the template teacher's)")
     p.add_argument("--problems", type=int, default=64, help="of the data that a round goes through")
-    p.add_argument("--vocab", choices=["learned", "gpt2"], default="learned")
     p.add_argument("--batch-tokens", type=int, default=1024)
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--ranks", action="store_true", help="compare two ranks with one process instead")
@@ -207,10 +204,10 @@ def main():
     p.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)  # one side in a process of its own
     args = p.parse_args()
     if args.ranks:
-        compare_ranks(read_problems(args.data) if args.data else template_problems(2000), args.rounds)
+        compare_ranks(load_problems(args.data, 2000), args.rounds)
         return
-    problems = read_problems(args.data)[:args.problems] if args.data else template_problems(args.problems)
-    tokenizer = Tokenizer.gpt2() if args.vocab == "gpt2" else train_tokenizer(problems)
+    problems = load_problems(args.data, args.problems)
+    tokenizer = train_tokenizer(problems)
     for shape in args.shapes:
         width, layers = map(int, shape.split("x"))
         n_head = max(1, width // (64 if width >= 768 else 32))
@@ -229,15 +226,16 @@ def main():
                 start = time.perf_counter()
                 once()
                 seconds[name].append(time.perf_counter() - start)
-        print(f"{shape}: {sum(p.numel() for p in GPT(config).parameters()) / 1e6:.1f} M parameters, {len(problems)} "
-              f"problems, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        n_parameters = sum(p.numel() for p in GPT(config).parameters())
+        print(f"{shape}: {n_parameters / 1e6:.1f} M parameters, {len(problems)} problems, "
+              f"{torch.get_num_threads()} threads, torch {torch.__version__}")
         for name in made:
             took = np.array(seconds[name][1:])
             argv = sys.argv[1:] + ["--shapes", shape, "--memory-of", name]
-            child = subprocess.run([sys.executable, __file__, *argv], check=True, capture_output=True, text=True)
-            print(f"  {name:12} {len(problems) / np.median(took):8.1f} problems/s, ours is "
-                  f"{np.median(took / np.array(seconds['ours'][1:])):.2f} times as fast; peak "
-                  f"{int(child.stdout.split()[-1]) / 1024:,.0f} MiB", flush=True)
+            kib = subprocess.run([sys.executable, __file__, *argv], check=True, stdout=subprocess.PIPE).stdout
+            ratio = np.median(took / np.array(seconds["ours"][1:]))
+            print(f"  {name:12} {len(problems) / np.median(took):8.1f} problems/s, ours is {ratio:.2f} times "
+                  f"as fast; peak {int(kib.split()[-1]) / 1024:,.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
