@@ -56,27 +56,18 @@ def here(tmp_path, monkeypatch, problems):
 
 # ---- the loss and the optimizer ----------------------------------------------------------------------------
 
-def test_loss_is_that_of_a_float64_computation_a_token_at_a_time(problems):
-    tokenizer = Tokenizer.train([problem["problem"] for problem in problems], 300)
-    model = init_weights(GPT(GPTConfig(tokenizer.vocab_size, 700, 2, 2, 32)), 0)
-    sequences = encode_problems(problems, "solver", tokenizer)
-    loss, weight = train.weighted_loss(model, make_batch(sequences, 0.3), contextlib.nullcontext)
-    model.double()
-    expected, masked_loss, weights, n_masked = 0.0, 0.0, 0.0, 0
-    for ids, mask in sequences:  # each alone, unpadded, its log-probabilities by numpy
+def test_validation_loss_is_that_of_a_computation_a_token_at_a_time(problems):
+    """In float64; each sequence alone, unpadded, its log-probabilities by numpy."""
+    tokenizer = train_tokenizer(problems)
+    model = init_weights(GPT(GPTConfig(tokenizer.vocab_size, 700, 2, 2, 32)), 0).double()
+    sequences, nats = encode_problems(problems, "solver", tokenizer), []
+    for ids, mask in sequences:
         logits = model(torch.tensor(ids[None, :].astype(np.int64))).detach().numpy()[0]
-        for position, (token, in_loss) in enumerate(zip(ids[1:], mask[1:])):
-            row = logits[position]
-            nats = math.log(np.exp(row - row.max()).sum()) + row.max() - row[token]
-            expected += nats * (1 if in_loss else 0.3)
-            weights += 1 if in_loss else 0.3
-            masked_loss += nats * in_loss
-            n_masked += in_loss
-    assert weight.item() == pytest.approx(weights, rel=1e-6)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+        for row, token, in_loss in zip(logits, ids[1:], mask[1:]):
+            if in_loss:
+                nats.append(math.log(np.exp(row - row.max()).sum()) + row.max() - row[token])
     batches = [make_batch(sequences[:3]), make_batch(sequences[3:])]  # of unequal numbers of tokens
-    evaluated = train.evaluate(model, batches, contextlib.nullcontext)
-    assert evaluated == pytest.approx(masked_loss / n_masked, rel=1e-6)
+    assert train.evaluate(model, batches, contextlib.nullcontext) == pytest.approx(np.mean(nats), rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 96), (32, 128), (128, 32)])
