@@ -175,19 +175,6 @@ def test_rows_of_a_ragged_cached_batch_equal_each_row_alone_without_cache(few_ca
             torch.testing.assert_close(own, alone, rtol=1e-9, atol=1e-9)
 
 
-def test_a_row_with_a_copied_prefix_goes_on_as_if_it_had_read_it():
-    model, (prompt, more) = small_model().double(), random_ids(50, 2, 9).tolist()
-    cache = KVCache(model.config, 4, dtype=torch.float64)
-    cache.place([3], [0], [9])
-    model(torch.tensor([prompt]), cache=cache)
-    cache.copy_prefix(3, 1, 6)
-    cache.place([1, 3], [6, 9], [9, 1])
-    logits = model(torch.tensor([more + more[:1]]), cache=cache)[0]
-    for found, ids in (logits[:9], prompt[:6] + more), (logits[9:], prompt + more[:1]):
-        alone = model(torch.tensor([ids]))[0, -len(found):]
-        torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-9)
-
-
 def test_prepacked_matrices_give_the_same_logits():
     model, ids = init_weights(GPT(GPTConfig(600, 32, 2, 8, 512)), 5).eval(), random_ids(600, 3, 32)
     with torch.inference_mode():
