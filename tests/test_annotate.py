@@ -67,20 +67,22 @@ def gsm8k_file(path, rows):
 GOOD = [(f"Problem {n}, caf\u00e9?",
          f"How many? ** 2*{n}=<<2*{n}={2 * n}>>{2 * n}\nAnd then? ** {2 * n},000\n#### {2 * n},000")
         for n in range(1, 201)]
-BAD = [("No lines?", "#### 4"), ("No mark?", "How many? ** 4\nfour"), ("No number?", "Why? ** 4\n#### four"),
-       ("Half a line?", "How many? ** 4\nand so on\n#### 4"), ("Empty?", "How many? ** \n#### 4"),
-       (GOOD[0][0].replace(" ", "  "), GOOD[0][1]), (" ", "#### 4")]
-REASONS = ("no steps", "no last line", "is no number", "a line that is not", "a line that is not",
-           "earlier row", "field 'question' is missing")
+BAD = [("No lines?", "#### 4", "no steps"), ("No mark?", "How many? ** 4\nfour", "no last line"),
+       ("No number?", "Why? ** 4\n#### four", "is no number"),
+       ("Half a line?", "How many? ** 4\nand so on\n#### 4", "a line that is not"),
+       ("Empty?", "How many? ** \n#### 4", "a line that is not"),
+       (GOOD[0][0].replace(" ", "  "), GOOD[0][1], "earlier row"),
+       (" ", "#### 4", "field 'question' is missing")]
 
 
 def test_gsm8k_rows_are_all_accounted_for_and_stay_in_their_splits(tmp_path, capsys):
-    path, out = gsm8k_file(tmp_path / "socratic.jsonl", GOOD[:10] + BAD + GOOD[10:]), tmp_path / "out"
+    rows = [*GOOD[:10], *(row[:2] for row in BAD), *GOOD[10:]]
+    path, out = gsm8k_file(tmp_path / "socratic.jsonl", rows), tmp_path / "out"
     call("gsm8k", path, "--out", out, "--split", "80/10/10")
     printed = capsys.readouterr().out
     assert "207 rows read, 200 written, 7 left out" in printed
     assert "\nnext: python train.py --role solver --train " in printed
-    for k, reason in enumerate(REASONS, 11):
+    for k, (_, _, reason) in enumerate(BAD, 11):
         assert re.search(f"left out: {path}:{k} \\(gsm8k-{k}\\): .*{reason}", printed), printed
     splits = [data.read_problems(out / f"{split}.jsonl") for split in annotate.SPLITS]
     assert sum(map(len, splits)) == 200 and 140 < len(splits[0]) < 180 and min(map(len, splits)) > 8
@@ -132,24 +134,21 @@ def test_what_a_dataset_without_sub_questions_is_good_for_comes_next(tmp_path, c
     assert capsys.readouterr().out.endswith(f"next: python infer.py --eval {tmp_path / 'test.jsonl'}\n")
 
 
-def svamp_row(number, body, question, equation, answer):
-    return dict(ID=f"chal-{number}", Body=body, Question=question, Equation=equation, Answer=answer)
-
-
 def test_svamp_equations_become_steps(tmp_path, capsys):
-    rows = [svamp_row(1, "Ann had 9 pens. She lost 2.", "How many are left?", "( 9.0 - 2.0 )", 7.0),
-            svamp_row(2, "Bo has 3. If he gets 4 twice", "How many has he?", "( ( 4.0 * 2.0 ) + 3.0 )", 11.0),
-            svamp_row(3, "A rope is 5 m. It is cut in 2.", "How long is a half?", "( 5.0 / 2.0 )", 2.5),
-            svamp_row(4, "Cy has 8 cats.", "How many cats?", "8.0", 8.0),
-            svamp_row(5, "Di has 3.", "How many?", "( 3.0 - 8.0 )", 5.0),
-            svamp_row(6, "E.", "How many?", "( 3.0 / 0.0 )", 5.0)]
-    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
+    fields = "ID", "Body", "Question", "Equation", "Answer"
+    rows = [("1", "Ann had 9 pens. She lost 2.", "How many are left?", "( 9.0 - 2.0 )", 7.0),
+            ("2", "Bo has 3. If he gets 4 twice", "How many has he?", "( ( 4.0 * 2.0 ) + 3.0 )", 11.0),
+            ("3", "A rope is 5 m. It is cut in 2.", "How long is a half?", "( 5.0 / 2.0 )", 2.5),
+            ("4", "Cy has 8 cats.", "How many cats?", "8.0", 8.0),
+            ("5", "Di has 3.", "How many?", "( 3.0 - 8.0 )", 5.0),
+            ("6", "E.", "How many?", "( 3.0 / 0.0 )", 5.0)]
+    (tmp_path / "SVAMP.json").write_text(json.dumps([dict(zip(fields, row)) for row in rows]))
     call("svamp", tmp_path / "SVAMP.json", "--out", tmp_path, "--split", "100/0/0")
     out = capsys.readouterr().out
-    assert "row 5 (chal-5): its equation ( 3.0 - 8.0 ) is not its answer 5" in out
-    assert "row 6 (chal-6): its equation ( 3.0 / 0.0 ) does not compute" in out
+    assert "row 5 (5): its equation ( 3.0 - 8.0 ) is not its answer 5" in out
+    assert "row 6 (6): its equation ( 3.0 / 0.0 ) does not compute" in out
     one, two, three, four = data.read_problems(tmp_path / "train.jsonl")
-    assert one == {"id": "svamp-chal-1", "problem": "Ann had 9 pens. She lost 2. How many are left?",
+    assert one == {"id": "svamp-1", "problem": "Ann had 9 pens. She lost 2. How many are left?",
                    "answer": "7", "source": "svamp",
                    "steps": [step("How many are left?", "9 - 2 = <<9-2=7>>7")]}
     assert two["problem"] == "Bo has 3. If he gets 4 twice, how many has he?" and two["answer"] == "11"
@@ -216,8 +215,6 @@ def test_strategyqa_facts_answer_the_sub_questions_and_references_are_put_into_w
     ("strategyqa", b'{"question": "a"}',
      "field 'decomposition' .*fields question, answer, decomposition, facts"),
     ("gsm8k", b"", "0 rows read"), ("gsm8k", gzip.compress(b"{}"), "compressed by gzip; unpack it"),
-    ("gsm8k", b"PAR1\x15\x04", "f: a Parquet file"),
-    ("gsm8k", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     ("gsm8k", b'{"question": "A?", "answer": "So.\\n#### 4"}', "none falls into valid.jsonl")])
 def test_another_file_than_the_command_needs_is_one_line_that_tells(tmp_path, command, content, message):
     (tmp_path / "f").write_bytes(content)
@@ -696,7 +693,10 @@ def test_the_splits_follow_the_log(tmp_path, server):
     teach(path, url, out, "--split", "0/100/0")
     check_rows(written(out, "valid"), 60)
     assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "valid.jsonl"]
+    (out / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes()[:20])  # a kill cut its first line short
     assert log_of(url)["requests"] == 60
+    teach(path, url, out)
+    check_rows(written(out), 60)
 
 
 def test_a_budget_stops_the_run_cleanly_and_a_larger_one_goes_on(tmp_path, server, capsys):
@@ -750,7 +750,7 @@ def test_a_dry_run_shows_the_request_without_sending_it(tmp_path, capsys, monkey
 # ---- the students as their own teacher ---------------------------------------------------------------------
 
 def play_students(monkeypatch, solve):
-    """Let `solve` stand for infer.py's; returns the students that are opened for it."""
+    """Let `solve` stand for infer.py's; returns the student that is opened for it."""
     student = SimpleNamespace(guidance=None)
     monkeypatch.setattr(annotate, "solve", solve)
     monkeypatch.setattr(annotate, "load_student", lambda folder, role, rows, device: student)
@@ -771,28 +771,26 @@ def test_distinct_correct_samples_become_annotations(tmp_path, monkeypatch):
                                 {"steps": [step("A?", f"<<1+1=3>>{answer}")]}])
             yield index, record if correct else record | wrong
 
-    student = play_students(monkeypatch, solve)
+    student, out = play_students(monkeypatch, solve), tmp_path / "new.jsonl"
     problems = [problem(i) | {"steps": [step("A?", f"as {i}")], "questions": "plain"} for i in range(30)]
     (tmp_path / "f.jsonl").write_bytes(data.to_jsonl(problems))
-    argv = ("self", tmp_path / "f.jsonl", "--samples", 6, "--temperature", 0.5, "--seed", 2)
-    out = tmp_path / "new.jsonl"
-    call(*argv, "--out", out)
+    argv = ("self", tmp_path / "f.jsonl", "--samples", 6, "--temperature", 0.5, "--seed", 2, "--out")
+    call(*argv, out)
     assert calls == [(0.5, 0, 1.0, 12 + k) for k in range(6)]
     rows = data.read_problems(out)
     per_problem = Counter(row["problem"] for row in rows)
     assert 20 < len(per_problem) <= 30 and set(per_problem.values()) == {1, 2}
-    assert len({json.dumps([row["problem"], row["steps"]]) for row in rows}) == len(rows)
-    assert len({row["id"] for row in rows}) == len(rows)
+    for identity in (lambda row: row["id"]), (lambda row: json.dumps([row["problem"], row["steps"]])):
+        assert len(set(map(identity, rows))) == len(rows)
     for row in rows:
         assert row["steps"][0]["solution"] == "So <<{0}+0={0}>>{0}.".format(row["answer"])
-        assert row["teacher"]["temperature"] == 0.5
-        assert "questions" not in row  # that its sub-questions were none is true no more
+        assert row["teacher"]["temperature"] == 0.5 and "questions" not in row  # they are plain no more
     before = out.read_bytes()
     with pytest.raises(data.UserError, match="is there already: --force replaces it"):
-        call(*argv, "--out", out)  # at once, not after hours of sampling
+        call(*argv, out)  # at once, not after hours of sampling
     student.guidance = "steps"
     with pytest.raises(data.UserError, match="trained with --guidance steps"):
-        call(*argv, "--out", tmp_path / "other.jsonl")
+        call(*argv, tmp_path / "other.jsonl")
     assert len(calls) == 6 and out.read_bytes() == before
 
 
