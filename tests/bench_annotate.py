@@ -2,8 +2,8 @@
 
     python tests/bench_annotate.py
 
-prints rows converted per second, and the requests per second of a bare client, which sends the same bytes over
-as many connections and looks at nothing, beside those of `annotate.py teacher`; the server is a mock's.
+prints rows converted per second, and the requests per second of a bare client, which sends the same bytes
+over as many connections and looks at nothing, beside those of `annotate.py teacher`; the server is a mock.
 """
 import argparse
 import asyncio

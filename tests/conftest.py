@@ -9,4 +9,4 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 @pytest.fixture(scope="session")
 def transformers():
-    return pytest.importorskip("transformers", reason="transformers is the oracle here: pip install transformers")
+    return pytest.importorskip("transformers", reason="the oracle of this test: pip install transformers")
