@@ -206,7 +206,7 @@ def wide_parts(matrix):
 
 
 EMBEDDING_LR = 3      # times the learning rate
-EMBEDDING_EPS = 1e-4  # of AdamW: smaller than the gradients of words in use, larger than those of others
+EMBEDDING_EPS = 1e-3  # of AdamW: smaller than the gradients of words in use, larger than those of others
 
 
 def make_optimizers(model, args):
