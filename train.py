@@ -205,8 +205,7 @@ def wide_parts(matrix):
     return [part.mT if part.shape[0] > part.shape[1] else part for part in parts]
 
 
-EMBEDDING_LR = 3      # times the learning rate
-EMBEDDING_EPS = 1e-3  # of AdamW: smaller than the gradients of words in use, larger than those of others
+EMBEDDING_EPS = 1e-4  # of AdamW: smaller than the gradients of words in use, larger than those of others
 
 
 def make_optimizers(model, args):
@@ -215,8 +214,7 @@ def make_optimizers(model, args):
     Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The
     softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that
     into full steps, and within some thousand of them these embeddings were one vector: no word of such tokens
-    could be copied. They learn EMBEDDING_LR times as fast: words have to be told apart before anything else
-    can be learned.
+    could be copied.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
@@ -226,7 +224,7 @@ def make_optimizers(model, args):
         decayed = {"params": embeddings + matrices, "weight_decay": args.weight_decay}
         return [adamw([decayed, {"params": vectors}])]
     return [Muon(matrices, lr=args.lr, weight_decay=args.weight_decay),
-            adamw([{"params": embeddings, "eps": EMBEDDING_EPS, "lr_factor": EMBEDDING_LR}, {"params": vectors}])]
+            adamw([{"params": embeddings, "eps": EMBEDDING_EPS}, {"params": vectors}])]
 
 
 def schedule(step, done, warmup):
@@ -245,7 +243,7 @@ def optimizer_step(model, optimizers, scaler, lr):
     overflow = scaler.is_enabled() and not norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_factor", 1)
+            group["lr"] = lr
         if not overflow:
             scaler.step(optimizer)
         optimizer.zero_grad()
