@@ -44,7 +44,7 @@ from tqdm import tqdm
 from data import (
     ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, annotate_equations, atomic_write, calculate,
     check_problem, encode_problems, fits, get_device, invalid_annotations, matches_answer, number, one_line,
-    parse_number, parse_rows, read_problems, read_rows, run_script, same_answer, states_answer, to_jsonl,
+    parse_number, read_problems, read_rows, read_run_file, run_script, same_answer, states_answer, to_jsonl,
     train_tokenizer, whole_number, write_problems)
 from infer import Sampling, load_student, socratic, solve
 
@@ -2230,7 +2230,7 @@ class Unfit(Exception):
     """Why a row of a dataset, a teacher's reply or a student's sample cannot become an annotation."""
 
 
-def text_of(row, name):
+def text_field(row, name):
     """The text in a field of a published row. Raises Unfit."""
     if not isinstance(row.get(name), str) or not row[name].strip():
         raise Unfit(f"field '{name}' is missing, empty or no text")
@@ -2249,8 +2249,8 @@ def from_gsm8k(row):
     lines become steps with plain questions, "What is step 1?", for students of the roles cot and answer; the
     row is marked by "questions": "plain". `annotate.py teacher --style questions` asks for real ones.
     """
-    problem = text_of(row, "question")
-    *lines, last = [line.strip() for line in re.split(r"[\r\n]", text_of(row, "answer")) if line.strip()]
+    problem = text_field(row, "question")
+    *lines, last = [line.strip() for line in re.split(r"[\r\n]", text_field(row, "answer")) if line.strip()]
     if not last.startswith(MARK):
         raise Unfit("no last line '#### answer'")
     answer = last.removeprefix(MARK).strip().replace(",", "").replace("\u2212", "-")
@@ -2281,8 +2281,8 @@ def from_svamp(row):
     """
     if "Numbers" in row:
         row = from_training_table(row)
-    body, question = (row.get("Body") or "").strip(), text_of(row, "Question")
-    equation, answer = text_of(row, "Equation"), calculate(str(row.get("Answer")))
+    body, question = (row.get("Body") or "").strip(), text_field(row, "Question")
+    equation, answer = text_field(row, "Equation"), calculate(str(row.get("Answer")))
     if answer is None:
         raise Unfit("field 'Answer' is missing or no number")
     left, steps = re.sub(r"\.0\b", "", equation), []
@@ -2311,11 +2311,11 @@ def from_training_table(row):
      "Equation": "- number0 number1", "Answer": "7.0"} becomes {"Body": "Ann had 9 pens. She lost 2.",
      "Question": "How many has she?", "Equation": "( 9 - 2 )", "Answer": "7.0"}.
     """
-    numbers = {f"number{i}": n.removesuffix(".0") for i, n in enumerate(text_of(row, "Numbers").split())}
-    words = [numbers.get(word, word) for word in text_of(row, "Question").split()]
+    numbers = {f"number{i}": n.removesuffix(".0") for i, n in enumerate(text_field(row, "Numbers").split())}
+    words = [numbers.get(word, word) for word in text_field(row, "Question").split()]
     sentence_ends = [i + 1 for i, word in enumerate(words[:-1]) if word in (".", "?", "!")]
     last = max(sentence_ends, default=0)
-    tokens = iter(text_of(row, "Equation").split())
+    tokens = iter(text_field(row, "Equation").split())
 
     def infix():
         token = next(tokens, "")
@@ -2352,7 +2352,7 @@ def from_strategyqa(row):
     sub-question that no fact has chosen takes the one that fits it best. The last solution closes with the
     answer.
     """
-    problem, questions, facts = text_of(row, "question"), row.get("decomposition"), row.get("facts")
+    problem, questions, facts = text_field(row, "question"), row.get("decomposition"), row.get("facts")
     for name, texts in ("decomposition", questions), ("facts", facts):
         if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts or [None]):
             raise Unfit(f"field '{name}' is missing, empty or no list of texts")
@@ -2656,7 +2656,8 @@ def read_stage(stage, reply, steps, problem):
     """The checked steps that a reply gives a problem; steps: those of the stage before. Raises Unfit."""
     if stage == "questions":
         return verify_questions(read_questions(reply, steps))
-    return verify(*(read_dialogue if stage == "socratic" else read_chain)(reply), problem)
+    steps, answer = read_dialogue(reply) if stage == "socratic" else read_chain(reply)
+    return verify(steps, answer, problem)
 
 
 CUT_OFF = "length", "max_tokens", "model_length"        # how servers say why a reply ended
@@ -2781,7 +2782,7 @@ class Endpoint:
             raise UserError("OPENAI_API_KEY: the key holds characters that no HTTP header can carry")
         self.thread, self.lock = threading.local(), threading.Lock()
         self.stop = threading.Event()  # set when the run ends: nobody waits any longer
-        self.requests = self.good = 0  # requests sent, good replies
+        self.n_requests = self.good = 0  # sent; good replies
         self.set_aside = 0             # problems set aside since the latest good reply
         self.tokens = [0, 0]           # read and written, of all good replies
 
@@ -2824,7 +2825,7 @@ class Endpoint:
             self.thread.session.auth = self.authorize  # without it requests takes a password from ~/.netrc
         deadline, content = time.monotonic() + self.args.timeout, b""
         with self.lock:
-            self.requests += 1
+            self.n_requests += 1
         try:
             post = self.thread.session.post
             with post(self.url, data=body, timeout=self.args.timeout, stream=True) as response:
@@ -2959,7 +2960,7 @@ def add(tokens, more):
 
 # ---- the LLM teacher: the annotation run -------------------------------------------------------------------
 
-class Log:
+class AnnotationLog:
     """DIR/log.jsonl, the one file that an annotation run appends to. The other files of DIR are made from it.
 
     Its first line holds the run's settings. Then comes a row for each problem, as soon as it is done: with
@@ -2976,22 +2977,17 @@ class Log:
         self.lock, self.synced = threading.Lock(), time.monotonic()
         if not self.path.exists() and (files := sorted(folder.glob("*.jsonl"))):
             raise UserError(f"{files[0]}: not made from an annotation run's log; use another --out", 2)
-        self.file = open(self.path, "ab+")
-        self.file.seek(0)
-        content, first_line = self.file.read(), to_jsonl([{"settings": settings}])
-        whole = content[:content.rfind(b"\n") + 1]  # without a last line that a kill cut short
-        rows = [row for _, row in parse_rows(whole, self.path)]
-        theirs = rows.pop(0).get("settings") if rows else None
-        if theirs is None and not first_line.startswith(content):
-            raise UserError(f"{self.path}: not the log of an annotation run; use another --out", 2)
+        self.file = open(self.path, "ab")
+        error = "not the log of an annotation run; use another --out"
+        theirs, rows, size = read_run_file(self.path, error, 2)
         if theirs != settings:
             if any("failed" not in row for row in rows):
                 raise UserError(f"{self.path}: of another run ({theirs}); use another --out", 2)
-            rows, whole = [], b""  # it holds nothing that a model said: begin anew
+            rows, size = [], 0  # it holds nothing that a model said: begin anew
         for row in rows:
             self.count(row)
-        self.file.truncate(len(whole))
-        self.file.write(b"" if whole else first_line)
+        self.file.truncate(size)
+        self.file.write(b"" if size else to_jsonl([{"settings": settings}]))
         self.file.flush()
 
     def count(self, row):
@@ -3029,7 +3025,7 @@ class Log:
         return {split: len(files[split]) for split in SPLITS if files[split]}
 
 
-def teacher(args):
+def llm_teacher(args):
     """The LLM teacher: have a file's problems annotated by a model behind an OpenAI-compatible server."""
     prompts, endpoint, problems = read_prompts(args), Endpoint(args), {}
     for n, row in enumerate(read_problems(args.file, steps=args.style == "questions"), 1):
@@ -3041,7 +3037,7 @@ def teacher(args):
         body = json.dumps(endpoint.body(prompt, args.temperature), indent=2, ensure_ascii=False)
         print(f"POST {endpoint.url}\n{body}")
         return
-    log = Log(args.out, run_settings(prompts, args))
+    log = AnnotationLog(args.out, run_settings(prompts, args))
     endpoint.tokens = log.tokens
     set_aside = [key for key in problems if "failed" in log.rows.get(key, {})]
     todo = [key for key in problems if key not in log.rows] + set_aside
@@ -3076,7 +3072,7 @@ def teacher(args):
         for reason, n in Counter(row[field] for row in rows).most_common(5):
             print(f"{field}: {n:,} ({reason})")
     print(f"{len(annotated):,} problems annotated, {len(rejected):,} rejected, {len(failed):,} set aside for "
-          f"the next run; {endpoint.requests:,} requests, {sum(endpoint.tokens):,} tokens")
+          f"the next run; {endpoint.n_requests:,} requests, {sum(endpoint.tokens):,} tokens")
     if n_asked < len(todo):
         print(f"stopped at --budget-tokens {args.budget_tokens:,}, {len(todo) - n_asked:,} problems before "
               "the end; the same command with a larger budget goes on")
@@ -3154,12 +3150,13 @@ def check(args):
 
     Exit status 1 if anything is wrong.
     """
-    first, shown, lines = {}, Counter(), []  # first: {text of a problem: the file's number and where it is}
+    earlier, shown, lines = {}, Counter(), []  # earlier: {text of a problem of earlier files: where it is}
     tokenizer = args.tokenizer
     if tokenizer:
         tokenizer = Tokenizer.gpt2() if tokenizer == "gpt2" else Tokenizer.from_pretrained(tokenizer)
-    for k, path in enumerate(args.files):
+    for path in args.files:
         problems, faults = read_leniently(path)
+        own = {}  # the same of this file
         rows = [row for _, row in problems]
         tokenizer = tokenizer or (train_tokenizer(rows) if rows else None)
         sequences = encode_problems(rows, args.role, tokenizer) if rows else []
@@ -3171,10 +3168,12 @@ def check(args):
             if not fits(sequence, args.block_size):
                 n_tokens = len(sequence[0])
                 faults.append(("long", where, f"{n_tokens:,} tokens, the block has {args.block_size:,}"))
-            first_k, first_where = first.setdefault(one_line(row["problem"]), (k, where))
-            if (first_k, first_where) != (k, where):
-                kind = "twice" if first_k == k else "leak"
-                faults.append((kind, where, f"the same problem as {first_where}"))
+            text = one_line(row["problem"])
+            if first := earlier.get(text) or own.get(text):
+                kind = "leak" if text in earlier else "twice"
+                faults.append((kind, where, f"the same problem as {first}"))
+            own.setdefault(text, where)
+        earlier = own | earlier
         counts = Counter(kind for kind, *_ in faults)
         for kind, where, fault in faults:
             shown[kind] += 1
@@ -3205,8 +3204,6 @@ def read_leniently(path):
             except UserError as e:
                 faults.append(("schema", *str(e).split(": ", 1)))
     except UserError as e:  # a line that is no JSON
-        if not path.is_file():
-            raise
         where, fault = str(e).split(": ", 1)
         faults.append(("schema", where, f"{fault}; the file is not read any further"))
     if not problems and not faults:
@@ -3366,7 +3363,7 @@ def parse_args(argv):
     add_converter_flags(add_command("gsm8k", convert, "convert GSM8K's files, main and Socratic"), "gsm8k")
     add_converter_flags(add_command("svamp", convert, "convert SVAMP.json and train.csv files"), "svamp")
     add_converter_flags(add_command("strategyqa", convert, "convert StrategyQA's train.json"), "strategyqa")
-    add_teacher_flags(add_command("teacher", teacher, "let a model annotate, at an OpenAI-compatible server"))
+    add_teacher_flags(add_command("teacher", llm_teacher, "let a model annotate, at an OpenAI-like server"))
     add_self_flags(add_command("self", self_teacher, "let students find further solutions of known problems"))
     add_check_flags(add_command("check", check, "check annotation files; status 1 if anything is wrong"))
 

@@ -76,13 +76,10 @@ GUIDANCE = ("steps", "equations")  # what the paper's guided decomposer may be t
 def read_rows(path):
     """Read a file of JSON objects, one a line (JSONL) or all in one array. Empty lines are skipped.
 
-    Yields (where, row): "path:line" or "path, row n", and the object as a dict. Raises UserError.
+    Yields (where, row): "path:line" or "path, row n", and the object as a dict. Raises UserError, or OSError
+    for a file that cannot be read.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}")
-    yield from parse_rows(content, path)
+    yield from parse_rows(Path(path).read_bytes(), path)
 
 
 NOT_JSON = {  # what a file of another kind begins with
@@ -101,12 +98,14 @@ def parse_rows(content, path):
             raise UserError(f"{path}: {what}")
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"["):
-        for number, row in enumerate(_parse_json(content, path), 1):
-            yield _check_object(row, f"{path}, row {number}")
-        return
-    for number, text in enumerate(content.splitlines(), 1):  # bytes end lines at \n, \r and \r\n alone
-        if text.strip():
-            yield _check_object(_parse_json(text, f"{path}:{number}"), f"{path}:{number}")
+        rows = ((f"{path}, row {n}", row) for n, row in enumerate(_parse_json(content, path), 1))
+    else:
+        lines = enumerate(content.splitlines(), 1)  # bytes end lines at \n, \r and \r\n alone
+        rows = ((f"{path}:{n}", _parse_json(line, f"{path}:{n}")) for n, line in lines if line.strip())
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
+        yield where, row
 
 
 def _parse_json(text, where):
@@ -116,12 +115,6 @@ def _parse_json(text, where):
         raise UserError(f"{where}: not UTF-8 at byte {e.start} of it")
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where}: not JSON: {e}")
-
-
-def _check_object(row, where):
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON object is expected, found {type(row).__name__}")
-    return where, row
 
 
 def check_problem(row, where, steps=True, answer=True):
@@ -156,7 +149,7 @@ def read_problems(path, steps=True, answer=True):
 
     steps, answer: whether each row must have them. A problem to be solved and not scored needs neither, nor
     solutions of its sub-questions. Returns a list of dicts as in the example at the top; other keys are kept.
-    Raises UserError that names file, line and field.
+    Raises UserError that names file, line and field, or OSError.
     """
     problems = []
     for where, row in read_rows(path):
@@ -176,6 +169,25 @@ def to_jsonl(rows):
 def write_problems(path, problems):
     """Write problems (dicts) to a JSONL file."""
     Path(path).write_bytes(to_jsonl(problems))
+
+
+def read_run_file(path, error, status=1):
+    """Read what a run has appended to its file: {"settings": {...}} in the first line, then a row a line.
+
+    Returns (settings, rows, size in bytes), all without a last line that was cut off when the run was killed;
+    settings is None if it has none yet. Raises UserError(error, status) for a file of another kind.
+    """
+    content, beginning = Path(path).read_bytes(), b'{"settings": {'
+    if not content.startswith(beginning) and not beginning.startswith(content):
+        raise UserError(f"{path}: {error}", status)
+    size = content.rfind(b"\n") + 1
+    first, *rows = [row for _, row in parse_rows(content[:size], path)] or [{"settings": None}]
+    return first["settings"], rows, size
+
+
+def checksum(problems):
+    """A checksum of problems with all that they hold: what is resumed must go on with the same."""
+    return hashlib.sha256(json.dumps(problems, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---- from a problem to a sequence of tokens ----------------------------------------------------------------
@@ -293,10 +305,10 @@ def make_batch(sequences, prompt_loss_weight=0.0, device="cpu"):
     B = len(sequences)
     ids, targets = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
     weights = np.zeros((B, T), np.float32)
-    for row, (sequence, loss_mask) in enumerate(sequences):
+    for b, (sequence, loss_mask) in enumerate(sequences):
         n = len(sequence) - 1
-        ids[row, :n], targets[row, :n] = sequence[:-1], sequence[1:]
-        weights[row, :n] = np.where(loss_mask[1:], 1.0, prompt_loss_weight)
+        ids[b, :n], targets[b, :n] = sequence[:-1], sequence[1:]
+        weights[b, :n] = np.where(loss_mask[1:], 1.0, prompt_loss_weight)
     loss_positions = np.flatnonzero(weights)
     arrays = ids, loss_positions, targets.reshape(-1)[loss_positions], weights.reshape(-1)[loss_positions]
     tensors = [torch.from_numpy(array) for array in arrays]

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import (MARK, Parser, Tokenizer, UserError, calculator_result, get_device, number, one_line,
-                  parse_rows, problem_prompt, read_problems, run_script, same_answer, to_jsonl, to_line,
-                  whole_number)
+from data import (MARK, Parser, Tokenizer, UserError, calculator_result, checksum, get_device, number,
+                  one_line, problem_prompt, read_problems, read_run_file, run_script, same_answer, to_jsonl,
+                  to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
 
 
@@ -204,8 +204,8 @@ def choose(logits, sampling=None, uniform=None):
 # ---- continuous batching -----------------------------------------------------------------------------------
 
 # The way of a token: `solve` asks `next_group` which rows are next; `Student.read` runs the model over what
-# these have pending; `choose` picks a token for each; `Dialogue.take` hands it to `Row.write_line`, where
-# it joins the row's text and its pending tokens.
+# these have pending; `choose` picks a token for each; `Dialogue.take` appends it to the line and to the
+# row's pending tokens, and at the line's end lets the procedure go on.
 
 MAX_LINE = 200         # tokens that a student may write on a line
 MAX_REPEATED = 32      # tokens at a line's end that say one phrase three times or more; GSM8K has at most 24
@@ -231,8 +231,8 @@ class Student:
         ids = torch.tensor([[token for row in rows for token in row.pending]], device=self.device)  # (1, N)
         last = torch.tensor(list(accumulate(counts)), device=self.device) - 1  # each row's last token
         logits = self.model(ids, last, self.cache)
-        for row in rows:
-            row.mark_read()
+        for row in rows:  # the cache holds the pending tokens now
+            row.length, row.pending = row.length + len(row.pending), []
         self.tokens_written += len(rows)
         return logits
 
@@ -269,40 +269,71 @@ class Row:
         """Append a text to the sequence."""
         self.pending += self.student.tokenizer.encode(text)
 
-    def mark_read(self):
-        """The cache holds the pending tokens now."""
-        self.length += len(self.pending)
-        self.pending = []
 
-    def write_line(self, calculator):
-        """Write a line: yields this row for each token, and is sent it. Returns (text, stop) of a Request."""
-        end, token_bytes = self.student.tokenizer.end, self.student.token_bytes
-        text, tokens = b"", []
-        while (stop := self.limit(tokens)) is None:
-            token = yield self
-            if token == end:
-                stop = "end"
-                break
-            tokens.append(token)
-            self.pending.append(token)
-            piece, newline, _ = token_bytes[token].partition(b"\n")
-            text += piece
-            if newline:
-                stop = "newline"
-                break
-            if calculator and piece.endswith(b"=") and (result := calculator_result(text)):
-                self.append(result)
-                text += result.encode()
-        return text.decode("utf-8", "replace").strip(), stop
+class Dialogue:
+    """A problem that is being solved, in one row of each student's cache, all of the same number.
 
-    def limit(self, tokens):
-        """Why a line of these tokens must be broken off, in words; None if it may go on."""
-        block_size = self.student.model.config.block_size
-        if self.length + len(self.pending) > block_size:
+    request: the procedure's, None at the end. row: where the line requested is written, a token each `take`,
+    and where a token has been missing since the forward of the number `since`. rng: what to sample by.
+    """
+
+    def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
+        """rows: {role: Row}; index, calculator and watch: as in `solve`."""
+        self.index, self.rows, self.calculator, self.watch = index, rows, calculator, watch
+        self.record, self.rng = {"steps": [], "answer": None, "unfinished": None}, random.Random(seed)
+        for row in rows.values():
+            row.begin(problem)
+        self.procedure = procedure(problem, self.record)
+        self.go_on(None)
+
+    def go_on(self, line):
+        """Send the procedure its line, (text, stop) of a Request, and begin the one that it requests next."""
+        self.request = None
+        try:
+            self.request = self.procedure.send(line)
+        except StopIteration:
+            return
+        except Unfinished as e:
+            self.record["unfinished"] = str(e)
+            return
+        self.row, self.text, self.tokens = self.rows[self.request.role], b"", []
+        for text in self.request.append:
+            self.row.append(text)
+        if stop := self.limit():
+            self.end_line(stop)
+
+    def take(self, token):
+        """Take the next token of the line."""
+        student = self.row.student
+        if token == student.tokenizer.end:
+            return self.end_line("end")
+        self.tokens.append(token)
+        self.row.pending.append(token)
+        piece, newline, _ = student.token_bytes[token].partition(b"\n")
+        self.text += piece
+        if newline:
+            return self.end_line("newline")
+        if self.calculator and piece.endswith(b"=") and (result := calculator_result(self.text)):
+            self.row.append(result)
+            self.text += result.encode()
+        if stop := self.limit():
+            self.end_line(stop)
+
+    def end_line(self, stop):
+        """End the line, and go on."""
+        text = self.text.decode("utf-8", "replace").strip()
+        if self.watch:
+            self.watch(self.request.kind, text)
+        self.go_on((text, stop))
+
+    def limit(self):
+        """Why the line must be broken off, in words; None if it may go on."""
+        block_size = self.row.student.model.config.block_size
+        if self.row.length + len(self.row.pending) > block_size:
             return f"has room for no more than {block_size} tokens"
-        if len(tokens) == MAX_LINE:
+        if len(self.tokens) == MAX_LINE:
             return f"wrote more than {MAX_LINE} tokens on a line"
-        if len(tokens) % 8 == 0 and repeats_itself(tokens):  # not each time: it takes long
+        if len(self.tokens) % 8 == 0 and repeats_itself(self.tokens):  # not each time: it takes long
             return "repeated itself"
         return None
 
@@ -314,46 +345,6 @@ def repeats_itself(tokens):
         if size <= len(tokens) and tokens[-1] == tokens[-1 - n] and tokens[-size:-n] == tokens[n - size:]:
             return True
     return False
-
-
-def converse(problem, record, procedure, rows, calculator, watch):
-    """Solve one problem: have the procedure's Requests written, each in the row of its student.
-
-    rows: {role: Row}. Yields the Row that needs a token, and is sent it; yields None at the end.
-    """
-    for row in rows.values():
-        row.begin(problem)
-    generator, line = procedure(problem, record), None
-    try:
-        while True:
-            request = generator.send(line)
-            row = rows[request.role]
-            for text in request.append:
-                row.append(text)
-            line = yield from row.write_line(calculator)
-            if watch:
-                watch(request.kind, line[0])
-    except StopIteration:  # of the procedure: it is done
-        pass
-    except Unfinished as e:
-        record["unfinished"] = str(e)
-    yield None
-
-
-class Dialogue:
-    """A problem that is being solved, in the rows of one number, one in each student's cache.
-
-    row: the Row that needs a token, since the forward of the number `since`; None at the end.
-    """
-
-    def __init__(self, number, index, record, conversation, seed, forward):
-        self.number, self.index, self.record = number, index, record
-        self.conversation, self.rng = conversation, random.Random(seed)  # rng: what to sample by
-        self.row, self.since = next(conversation), forward
-
-    def take(self, token, forward):
-        """Take the token that `row` needed."""
-        self.row, self.since = self.conversation.send(token), forward
 
 
 def next_group(dialogues, forward):
@@ -374,12 +365,13 @@ def next_group(dialogues, forward):
         if row.length == 0:
             row.copy_prompt()
         is_new, has_room = row.length == 0, not group or n_tokens + len(row.pending) <= PREFILL_TOKENS
-        if has_room and not (is_new and row.prompt in new_prompts):
-            group.append(dialogue)
-            n_tokens += len(row.pending)
-            if is_new:
-                new_prompts.append(row.prompt)
-    return sorted(group, key=lambda dialogue: dialogue.number)  # neighbours in the cache stand together
+        if not has_room or is_new and row.prompt in new_prompts:
+            continue
+        group.append(dialogue)
+        n_tokens += len(row.pending)
+        if is_new:
+            new_prompts.append(row.prompt)
+    return sorted(group, key=lambda dialogue: dialogue.row.number)  # neighbours in the cache stand together
 
 
 def solve(problems, procedure, students, calculator=True, watch=None, sampling=None, samples=1):
@@ -399,17 +391,16 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
     while True:
         while free and (job := next(jobs, None)):
             index, problem, k = job
-            record = {"steps": [], "answer": None, "unfinished": None}
-            if samples > 1:
-                record["sample"] = k
             rows = {role: student.rows[free[0]] for role, student in students.items()}
-            conversation = converse(problem, record, procedure, rows, calculator, watch)
             seed = f"{sampling and sampling.seed} {k} {problem['problem']}".encode("utf-8", "replace")
-            dialogue = Dialogue(free[0], index, record, conversation, seed, forward)
-            if dialogue.row:
+            dialogue = Dialogue(index, problem, procedure, rows, seed, calculator, watch)
+            if samples > 1:
+                dialogue.record["sample"] = k
+            if dialogue.request:
+                dialogue.since = forward
                 dialogues[free.pop(0)] = dialogue
             else:
-                yield index, record
+                yield index, dialogue.record
         if not dialogues:
             return
         forward += 1
@@ -417,10 +408,11 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
         for dialogue, token in zip(group, tokens.tolist()):
-            dialogue.take(token, forward)
-            if not dialogue.row:
-                free.append(dialogue.number)
-                del dialogues[dialogue.number]
+            dialogue.take(token)
+            dialogue.since = forward
+            if not dialogue.request:
+                free.append(dialogue.row.number)
+                del dialogues[dialogue.row.number]
                 yield dialogue.index, dialogue.record
 
 
@@ -443,6 +435,16 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------
+
+def printable(text):
+    """A text without what would steer a terminal or is no character."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def answer_line(record):
+    """How a dialogue ended, in words."""
+    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
+
 
 def vote(records):
     """The record whose answer most samples of a problem have, between equals the earliest sample's.
@@ -479,22 +481,24 @@ def mcnemar(only_a, only_b):
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2 ** n)
 
 
-def share(hits):
+def percentage(hits):
     """How many of these bools are true, in words: "95.3 % (953/1000)"."""
     return f"{100 * sum(hits) / len(hits):.1f} % ({sum(hits)}/{len(hits)})"
 
 
+def questions(record):
+    """The sub-questions of a problem or a record, a list of texts of one line each."""
+    return [one_line(step["question"]) for step in record["steps"]]
+
+
 def question_metrics(problems, results):
     """How the students' sub-questions match the teacher's: lines, none if no teacher's are known."""
-    def questions(steps):
-        return [one_line(step["question"]) for step in steps]
-
-    pairs = [(questions(result["steps"]), questions(problem["steps"]))
+    pairs = [(questions(result), questions(problem))
              for problem, result in zip(problems, results) if problem.get("steps")]
     if not pairs:
         return []
-    exact = share([asked == teachers for asked, teachers in pairs])
-    any_order = share([sorted(asked) == sorted(teachers) for asked, teachers in pairs])
+    exact = percentage([asked == teachers for asked, teachers in pairs])
+    any_order = percentage([sorted(asked) == sorted(teachers) for asked, teachers in pairs])
     lines = [f"questions exactly the teacher's: {exact}, in any order: {any_order}"]
     with suppress(ImportError):  # where sacrebleu is installed
         from sacrebleu import corpus_bleu
@@ -513,9 +517,9 @@ def metrics(problems, results, students_ask):
             scored.append(result["correct"])
             by_steps[len(problem.get("steps") or ())].append(result["correct"])
             by_source[printable(str(problem.get("source", "no source")))].append(result["correct"])
-    lines = [f"{n} step{'s' * (n > 1)}: {share(hits)}" for n, hits in sorted(by_steps.items()) if n]
+    lines = [f"{n} step{'s' * (n > 1)}: {percentage(hits)}" for n, hits in sorted(by_steps.items()) if n]
     if len(by_source) > 1:
-        lines += [f"{source}: {share(hits)}" for source, hits in sorted(by_source.items())]
+        lines += [f"{source}: {percentage(hits)}" for source, hits in sorted(by_source.items())]
     if students_ask:
         lines += question_metrics(problems, results)
     reasons = Counter(result["unfinished"] for result in results if result["unfinished"])
@@ -524,27 +528,21 @@ def metrics(problems, results, students_ask):
         lines.append(f"not scored, without a known answer: {len(results) - len(scored)} of {len(results)}")
     if scored:
         low, high = wilson(sum(scored), len(scored))
-        lines.append(f"accuracy {share(scored)}, 95 % interval {100 * low:.1f}-{100 * high:.1f}")
+        lines.append(f"accuracy {percentage(scored)}, 95 % interval {100 * low:.1f}-{100 * high:.1f}")
     return lines
 
 
 # ---- evaluation and its results file -----------------------------------------------------------------------
 
-def evaluate(args, problems, procedure, students, options):
+def evaluate_file(args, problems, procedure, students, options):
     """Solve the problems of --eval, print the metrics, write --out and --report. options: those of `solve`.
 
     Each problem has a result, a dict: "row", its number in the file from 1, "id", "problem", what its record
     has, "correct" (a bool) and "teacher" (the known answer); the last two are None where no answer is known.
     """
-    results = {}  # {index of the problem: its result}
     if args.report:
         args.report.touch()  # fails now, not after the evaluation
-    if args.out:  # with other settings than these its results are another run's
-        weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
-        results = resume(args.out, {
-            "procedure": args.procedure, "problems": checksum(problems), "calculator": options["calculator"],
-            "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
-            "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]})
+    results = resume(args, problems, options) if args.out else {}  # {index of the problem: its result}
     # the longest first: rows beside each other are equally long, and no long one is left alone at the end
     todo = [index for index in range(len(problems)) if index not in results]
     todo.sort(key=lambda index: -len(problems[index]["problem"]))
@@ -572,30 +570,25 @@ def evaluate(args, problems, procedure, students, options):
     lines += metrics(problems, results, students_ask=procedure in (socratic, stepwise, unified))
     print(*lines, sep="\n")
     if args.report:
-        args.report.write_text(report(problems, results, lines), encoding="utf-8", errors="backslashreplace")
-
-
-SETTINGS = b'{"settings": {'  # how a results file begins
+        page = html_report(problems, results, lines)
+        args.report.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def read_results(path):
-    """Read a results file: its first line is {"settings": {...}}, each further one a result of `evaluate`.
-
-    Returns (settings or None, results, size in bytes), all without a last line that was cut off when its run
-    was killed. Raises UserError if it is no results file.
-    """
-    content = Path(path).read_bytes()
-    if not content.startswith(SETTINGS) and not SETTINGS.startswith(content):
-        raise UserError(f"{path}: no results file of --eval FILE --out FILE")
-    size = content.rfind(b"\n") + 1
-    first, *results = [row for _, row in parse_rows(content[:size], path)] or [{"settings": None}]
-    return first["settings"], results, size
+    """`read_run_file` of a results file: each row is a result of `evaluate_file`."""
+    return read_run_file(path, "no results file of --eval FILE --out FILE")
 
 
-def resume(path, settings):
+def resume(args, problems, options):
     """The results that the file of --out holds, {index: result}; it is cut to whole lines, or begun. Raises
-    UserError, and leaves it as it was, if it is another run's, with other settings (a dict), or foreign.
+    UserError, and leaves it as it was, if it is another run's, with other settings, or foreign.
     """
+    path = args.out
+    weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
+    settings = {
+        "procedure": args.procedure, "problems": checksum(problems), "calculator": options["calculator"],
+        "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
+        "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]}
     path.touch()
     if not path.is_file():  # /dev/stdout
         return {}
@@ -610,12 +603,7 @@ def resume(path, settings):
     return {result["row"] - 1: result for result in results}
 
 
-def checksum(problems):
-    """A checksum of problems, their steps and answers."""
-    return hashlib.sha256(json.dumps(problems, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def compare(path_a, path_b):
+def compare_results(path_a, path_b):
     """Print how two results files of the same problems differ, with McNemar's exact test."""
     a, b = ({(result["row"], result["problem"]): result["correct"] for result in read_results(path)[1]
              if result["correct"] is not None} for path in (path_a, path_b))
@@ -623,7 +611,7 @@ def compare(path_a, path_b):
         raise UserError(f"--compare: {path_a} and {path_b} are not of the same problems")
     pairs = Counter((a[key], b[key]) for key in a)
     only_a, only_b = pairs[True, False], pairs[False, True]
-    print(f"{path_a}: {share(a.values())}\n{path_b}: {share(b.values())}")
+    print(f"{path_a}: {percentage(a.values())}\n{path_b}: {percentage(b.values())}")
     print(f"both correct: {pairs[True, True]}, only the first: {only_a}, only the second: {only_b}, "
           f"neither: {pairs[False, False]}\nMcNemar's exact test: p = {mcnemar(only_a, only_b):.3g}")
 
@@ -642,7 +630,7 @@ details { border-left: .3rem solid gray; padding-left: .5rem } .correct { border
 """
 
 
-def report(problems, results, lines):
+def html_report(problems, results, lines):
     """An HTML page: the metrics (lines), then each dialogue beside the teacher's."""
     def transcript(name, steps, last):
         texts = [f"{step.get('question', '')} {step.get('solution', '')}" for step in steps]
@@ -665,16 +653,6 @@ NO_PROBLEM = ("No answer: this has neither a number nor a question. Type a word 
 PROBLEM_SIGN = re.compile(r"\d|\?|\b(two|three|four|five|six|seven|eight|nine|ten|dozen|half)\b", re.I)
 
 
-def printable(text):
-    """A text without what would steer a terminal or is no character."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def answer_line(record):
-    """How a dialogue ended, in words."""
-    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
-
-
 def show(problem, procedure, students, options):
     """Solve one problem (a dict) and print the dialogue, each line when it is written. Returns whether there
     is an answer. A text such as "Hello", which has neither a number nor a question mark, gets one line.
@@ -694,9 +672,11 @@ def show(problem, procedure, students, options):
     return record["answer"] is not None
 
 
-def prompt(procedure, students, options, guide):
-    """Solve the problems that are typed, or come through a pipe, one a line, up to its end or Ctrl-C. With
-    the procedure `given` their sub-questions follow, one a line, up to an empty one.
+def solve_typed(procedure, students, options, guide):
+    """Solve the problems that are typed, or come through a pipe, one a line, up to its end. With the
+    procedure `given` their sub-questions follow, one a line, up to an empty one.
+
+    Ctrl-C breaks off the solution of a typed problem; between problems, and in a pipe, it ends all.
     """
     is_typed = sys.stdin.isatty()
     sys.stdin.reconfigure(errors="replace")
@@ -707,8 +687,8 @@ def prompt(procedure, students, options, guide):
     if is_typed:
         with suppress(ImportError):
             import readline  # noqa: F401 - arrow keys and history, where Python has it
-        print("Type a problem on one line and press Enter; Ctrl-D leaves.")
-    try:
+        print("Type a problem on one line and press Enter; Ctrl-C stops a solution, Ctrl-D leaves.")
+    with suppress(EOFError, KeyboardInterrupt):
         while True:
             problem = {"problem": ask("\nProblem: "), **guide}
             if procedure is given and PROBLEM_SIGN.search(problem["problem"]):
@@ -717,13 +697,18 @@ def prompt(procedure, students, options, guide):
                     while question := ask("Question: "):
                         problem["steps"].append({"question": question})
             if problem["problem"]:
-                show(problem, procedure, students, options)
-    except (EOFError, KeyboardInterrupt):
-        if is_typed:
-            print()
+                with suppress(KeyboardInterrupt if is_typed else ()):
+                    show(problem, procedure, students, options)
+    if is_typed:
+        print()
 
 
 # ---- flags and main ----------------------------------------------------------------------------------------
+
+def student_flag(role):
+    """The flag of infer.py that says where the student of a role is."""
+    return {"solver": "solver", "decomposer": "decomposer", "stepwise": "decomposer"}.get(role, "student")
+
 
 def parse_args(argv=None):
     """The flags of infer.py, and `folders`, {role: folder} of the students. Raises UserError (status 2)."""
@@ -761,8 +746,7 @@ def parse_args(argv=None):
         raise UserError("--guide does not go with --eval, which tells the steps or equations of the file", 2)
     if not args.temperature and (args.votes or args.top_k or args.top_p < 1):
         raise UserError("--votes, --top-k and --top-p need a --temperature of more than 0", 2)
-    flags = {"solver": "solver", "decomposer": "decomposer", "stepwise": "decomposer"}
-    flags = {role: flags.get(role, "student") for role in PROCEDURES[args.procedure][1]}
+    flags = {role: student_flag(role) for role in PROCEDURES[args.procedure][1]}
     for flag in ("solver", "decomposer", "student"):
         if getattr(args, flag) and flag not in flags.values():
             raise UserError(f"--procedure {args.procedure} has no use for --{flag}", 2)
@@ -774,7 +758,7 @@ def main(argv=None):
     """Parse, load the students; then solve a file, one problem, or what is typed."""
     args = parse_args(argv)
     if args.compare:
-        return compare(*args.compare)
+        return compare_results(*args.compare)
     procedure, problems = PROCEDURES[args.procedure][0], []
     if args.eval:
         problems = read_problems(args.eval, steps=procedure is given, answer=False)[:args.limit]
@@ -794,9 +778,9 @@ def main(argv=None):
         raise UserError("--guide is for students that were trained with --guidance", 2)
     guide = {"guide": args.guide} if args.guide else {}
     if args.eval:
-        evaluate(args, problems, procedure, students, options)
+        evaluate_file(args, problems, procedure, students, options)
     elif args.problem is None:
-        prompt(procedure, students, options, guide)
+        solve_typed(procedure, students, options, guide)
     elif not show({"problem": args.problem, **guide}, procedure, students, options):
         sys.exit(1)
 

@@ -1,7 +1,8 @@
-"""Train one student: python train.py --role solver, then --role decomposer --init runs/solver.
+"""Train one student: python train.py --role solver, and python train.py --role decomposer.
 
-The loop is the function `train`, in the middle: what it calls stands before it (optimizers, loss, ranks) and
-behind it (data, log, checkpoints). `main`, at the end, is a run's table of contents. What a run leaves:
+The loop is the function `training_loop`, in the middle: what it calls stands before it (optimizers, loss,
+ranks) and behind it (data, log, checkpoints). `main`, at the end, is a run's table of contents. What a run
+leaves:
 
     runs/solver/         the best student so far, a Hugging Face GPT-2 folder (config.json, ...)
         student.json     its role, and how far it was trained
@@ -9,7 +10,6 @@ behind it (data, log, checkpoints). `main`, at the end, is a run's table of cont
         last/            the latest student, and in trainer.pt what --resume needs
 """
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import infer
-from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, copy_examples,
-                  encode_problems, encode_segments, fits, get_device, make_batch, number, one_line,
-                  plan_batches, read_problems, run_script, same_answer, train_tokenizer, whole_number)
+from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, copy_examples,
+                  encode_problems, encode_segments, fits, get_device, make_batch, number, plan_batches,
+                  read_problems, run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
 
@@ -227,10 +227,10 @@ def make_optimizers(model, args):
             adamw([{"params": embeddings, "eps": EMBEDDING_EPS}, {"params": vectors}])]
 
 
-def schedule(step, progress, warmup):
-    """The learning rate's share of its peak: linear warm-up over `warmup` steps, cosine to 0 as progress goes
-    to 1."""
-    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * progress))
+def schedule(step, done, warmup):
+    """The learning rate's share of its peak: linear warm-up over `warmup` steps, cosine to 0 as `done` goes
+    from 0 to 1."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def optimizer_step(model, optimizers, scaler, lr):
@@ -285,9 +285,7 @@ def count_solved(model, tokenizer, problems, role, guidance=None):
     students, solved = {role: infer.Student(model, tokenizer, n_rows, guidance)}, 0
     for i, record in infer.solve(problems, procedure, students):
         if role == "decomposer":
-            asked, wanted = ([one_line(step["question"]) for step in steps]
-                             for steps in (record["steps"], problems[i]["steps"]))
-            solved += asked == wanted
+            solved += infer.questions(record) == infer.questions(problems[i])
         else:
             solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
     model.train()
@@ -396,20 +394,8 @@ class Progress:
         affordable = args.max_steps or self.eval_seconds <= 0.1 * self.seconds
         return int(10 * done) > self.eval_index and affordable
 
-    def is_best(self):
-        """Whether the validation loss is the best so far; counts the evaluations since then."""
-        if self.valid_loss < self.best_valid_loss:
-            self.best_valid_loss, self.evals_without_improvement = self.valid_loss, 0
-            return True
-        self.evals_without_improvement += 1
-        return False
 
-    def out_of_patience(self, args):
-        """Whether --patience evaluations in a row brought no improvement."""
-        return args.patience and self.evals_without_improvement >= args.patience
-
-
-def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoints"):
+def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoints"):
     """Train `model` in place until its steps or minutes are over, its patience is, or a signal asks to stop.
 
     Raises UserError at a loss that is not a number.
@@ -426,14 +412,15 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
     # a run that is resumed to be longer has fewer of its tenths behind it
     progress.eval_index = min(progress.eval_index, int(10 * progress.share_done(args)))
 
-    with Log(args, data.rows, progress) as log, catch_signals() as signals:
+    with TrainingLog(args, data.rows, progress) as log, catch_signals() as signals:
         while True:
             # how far are we? every rank comes to the same answer
             clock = 0.0 if args.rank else time.perf_counter() - start
             progress.seconds, stop_signal = max_over_ranks([clock, signals[0] if signals else 0])
             progress.stop_signal = int(stop_signal)
             done = progress.share_done(args)
-            finished = done >= 1 or progress.stop_signal or progress.out_of_patience(args)
+            out_of_patience = args.patience and progress.evals_without_improvement >= args.patience
+            finished = done >= 1 or progress.stop_signal or out_of_patience
             evaluation_due = progress.evaluation_due(done, args) or finished
             if progress.stop_signal == signal.SIGTERM:
                 evaluation_due = False  # there is no time left
@@ -452,7 +439,9 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
                     log.write_evaluation(progress, solved)
                 progress.eval_seconds += all_reduce([time.perf_counter() - began], args.world)[0] / args.world
                 progress.eval_index = int(10 * done)
-                if progress.is_best():
+                progress.evals_without_improvement += 1
+                if progress.valid_loss < progress.best_valid_loss:
+                    progress.best_valid_loss, progress.evals_without_improvement = progress.valid_loss, 0
                     checkpoints.save(args.out, progress)
             if checkpoint_due and not progress.stop_signal:
                 checkpoints.save(args.out / "last", progress, optimizers, scaler)
@@ -464,6 +453,7 @@ def train(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoin
             lr = args.lr * schedule(progress.step, done, args.warmup)
             indices = data.next_batch(progress)
             step_weight = data.count_tokens(indices, progress)  # of all micro-batches and ranks
+            progress.step += 1
             if model.config.dropout:  # a seed for each step and rank, so that --resume repeats it
                 torch.manual_seed(((args.seed * 10 ** 9 + progress.step) * args.world + args.rank) % 2 ** 63)
             loss_sum = torch.zeros((), device=args.device)
@@ -506,12 +496,10 @@ class Data:
 
     def __init__(self, problems, valid_problems, tokenizer, block_size, args):
         self.args, self.tokenizer = args, tokenizer
-        # of each sequence: which row of --train it is, from 1, or None for a copy example
+        # rows: of each problem's sequence, which row of --train it is, from 1; copy examples come behind
         self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
         copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
-        copies = [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
-        self.sequences += copies
-        self.rows += [None] * len(copies)
+        self.sequences += [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
         self.lengths = [len(ids) for ids, _ in self.sequences]
         self.plan, self.planned_epoch = [], 0
 
@@ -549,12 +537,11 @@ class Data:
                 yield make_batch(sequences, self.args.prompt_loss_weight, self.args.device)
 
     def count_tokens(self, indices, progress):
-        """Count a step and its tokens, of all ranks; returns the sum of their loss weights."""
+        """Count a step's tokens, of all ranks, in `progress`; returns the sum of their loss weights."""
         tokens = sum(self.lengths[i] - 1 for i in indices)
         loss_tokens = sum(int(self.sequences[i][1][1:].sum()) for i in indices)
         padded = sum(len(part) * (max(self.lengths[i] for i in part) - 1)
                      for part in self.split(indices) if len(part))
-        progress.step += 1
         progress.tokens += padded
         progress.padding += padded - tokens
         progress.loss_tokens += loss_tokens
@@ -582,19 +569,19 @@ def tell(args, text):
 
 # ---- the log -----------------------------------------------------------------------------------------------
 
-class Log:
-    """log.jsonl, its curve, and the progress bar. Losses wait on the device until a row is written."""
+class TrainingLog:
+    """log.jsonl, its curve, and the progress bar. Losses wait on the device until an entry is written."""
 
     def __init__(self, args, rows, progress):
-        """rows: of each sequence, which row of --train it is, or None."""
+        """rows: as in `Data`."""
         self.args, self.rows, self.path = args, rows, args.out / "log.jsonl"
         earlier = read_log(self.path) if progress.step else []
         self.file = open(os.devnull if args.rank else self.path, "w", buffering=1, encoding="utf-8")
-        self.write(*(row for row in earlier if row["step"] <= progress.step))  # up to the checkpoint
+        self.write(*(entry for entry in earlier if entry["step"] <= progress.step))  # up to the checkpoint
         self.bar = tqdm(total=100, desc=args.role, disable=True if args.rank else None, dynamic_ncols=True,
                         bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
         self.solved = ""   # of the last evaluation, in words
-        self.pending = []  # of each step since the last row: number, sequences, (loss, gradient norm)
+        self.pending = []  # of each step since the last entry: number, sequences, (loss, gradient norm)
         self.weight, self.lr, self.seconds, self.flops = 0, 0.0, progress.seconds, progress.flops
 
     def __enter__(self):
@@ -604,9 +591,9 @@ class Log:
         self.bar.close()
         self.file.close()
 
-    def write(self, *rows):
-        """Append rows (dicts) to the file."""
-        self.file.writelines(json.dumps(row) + "\n" for row in rows)
+    def write(self, *entries):
+        """Append entries (dicts) to the file."""
+        self.file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
     def add(self, step, indices, loss, norm, weight, lr):
         """Note a step. loss, norm: scalar tensors, which must be finite; weight: what divides the loss."""
@@ -615,19 +602,20 @@ class Log:
         self.lr = lr
 
     def due(self, progress):
-        """Whether a row is due: every 50 steps or 10 seconds."""
+        """Whether an entry is due: every 50 steps or 10 seconds."""
         return progress.step % 50 == 0 or progress.seconds - self.seconds > 10
 
     def write_losses(self, progress, done):
-        """Write a row about the steps since the last one. Raises UserError if a loss is not a number."""
+        """Write an entry about the steps since the last one. Raises UserError if a loss is not a number."""
         if not self.pending:
             return
         losses, norms = torch.stack([pair for *_, pair in self.pending]).T.tolist()  # waits for the device
         for (step, indices, _), loss, norm in zip(self.pending, losses, norms):
             if not math.isfinite(loss + norm):
-                rows = ", ".join(str(self.rows[i]) for i in indices if self.rows[i]) or "(copy examples)"
-                raise UserError(f"the loss or its gradient is not a number at step {step}, {self.args.train} "
-                                f"rows {rows}: try a lower --lr; {self.args.out} keeps what it had")
+                rows = ", ".join(str(self.rows[i]) for i in indices if i < len(self.rows))
+                where = f"{self.args.train} rows {rows or '(copy examples)'}"
+                raise UserError(f"the loss or its gradient is not a number at step {step}, {where}: try a "
+                                f"lower --lr; {self.args.out} keeps what it had")
         loss = all_reduce([sum(losses)], self.args.world)[0] / self.weight
         rate = (progress.flops - self.flops) / max(progress.seconds - self.seconds, 1e-9)
         counted = "step", "seconds", "tokens", "padding", "loss_tokens", "flops"
@@ -637,7 +625,7 @@ class Log:
         self.pending, self.weight, self.seconds, self.flops = [], 0, progress.seconds, progress.flops
 
     def write_evaluation(self, progress, solved):
-        """Write a row about an evaluation, and draw the curve anew. solved: of `count_solved`."""
+        """Write an entry about an evaluation, and draw the curve anew. solved: of `count_solved`."""
         self.solved = f", solved {solved['solved']} of {solved['of']}" if solved else ""
         self.write({key: getattr(progress, key) for key in ("step", "seconds", "valid_loss")} | solved)
         with atomic_write(self.args.out) as folder:
@@ -645,23 +633,23 @@ class Log:
 
 
 def read_log(path):
-    """The rows of a log.jsonl, a list of dicts, as far as they are whole."""
-    rows = []
+    """The entries of a log.jsonl, a list of dicts, as far as they are whole."""
+    entries = []
     with contextlib.suppress(ValueError, FileNotFoundError), open(path, encoding="utf-8") as log:
         for line in log:
-            rows.append(json.loads(line))
-    return rows
+            entries.append(json.loads(line))
+    return entries
 
 
-def draw_curve(rows):
+def draw_curve(entries):
     """The losses of a log over the steps as an SVG picture (text), both axes logarithmic."""
-    curves = {key: [(math.log10(row["step"] + 1), math.log10(max(row[key], 1e-6)))
-                    for row in rows if key in row] for key in ("loss", "valid_loss")}
+    curves = {key: [(math.log10(entry["step"] + 1), math.log10(max(entry[key], 1e-6)))
+                    for entry in entries if key in entry] for key in ("loss", "valid_loss")}
     xs, ys = zip(*(point for curve in curves.values() for point in curve))
     left, low, width, height = min(xs), min(ys), max(xs) - min(xs) + 1e-9, max(ys) - min(ys) + 1e-9
     x = lambda value: 60 + 560 * (value - left) / width
     y = lambda value: 330 - 290 * (value - low) / height
-    marks = ['<text x="60" y="365">optimizer steps, from the first row to the last</text>']
+    marks = ['<text x="60" y="365">optimizer steps, from the first entry to the last</text>']
     for value in (digit * 10.0 ** power for power in range(-6, 4) for digit in (1, 2, 5)):
         if low <= math.log10(value) <= low + height:
             at = f"{y(math.log10(value)):.1f}"
@@ -722,16 +710,16 @@ def parse_args(argv=None):
 class Checkpoints:
     """What a run saves: the best student in --out, the latest in last/ with what --resume needs."""
 
-    def __init__(self, model, tokenizer, args, loaded):
-        """loaded: the checkpoint that a resumed run starts from, or None. Raises UserError if its problems
-        differ."""
+    def __init__(self, model, tokenizer, args, loaded, problems):
+        """loaded: the checkpoint that a resumed run starts from, or None; problems: those of --train and
+        --valid. Raises UserError if these are not the checkpoint's."""
         self.model, self.tokenizer, self.args, self.loaded = model, tokenizer, args, loaded
         self.about = {"role": args.role, "guidance": args.guidance, "init": args.init and str(args.init),
                       "pretrained": bool(args.init) and is_pretrained(args.init)}
         self.settings = {flag: str(value) if isinstance(value, (Path, torch.device)) else value
                          for flag, value in vars(args).items() if flag not in NO_SETTINGS}
-        self.sha256 = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (args.train, args.valid)]
-        if loaded and loaded["sha256"] != self.sha256:
+        self.checksum = checksum(problems)
+        if loaded and loaded["checksum"] != self.checksum:
             raise UserError(f"{args.out}: cannot continue: {args.train} or {args.valid} has changed", 2)
 
     def restore(self, optimizers, scaler):
@@ -751,7 +739,7 @@ class Checkpoints:
             self.tokenizer.save_pretrained(temporary)
             (temporary / "student.json").write_text(json.dumps(self.about | metrics) + "\n", encoding="utf-8")
             if optimizers:
-                state = {"settings": self.settings, "sha256": self.sha256, "progress": asdict(progress),
+                state = {"settings": self.settings, "checksum": self.checksum, "progress": asdict(progress),
                          "model": self.model.state_dict(),
                          "optimizers": [each.state_dict() for each in optimizers],
                          "scaler": scaler.state_dict()}
@@ -780,7 +768,7 @@ def open_model(args, problems, checkpoint):
         vocab_size = args.vocab_size or 1024
         tokenizer = Tokenizer.gpt2() if args.tokenizer == "gpt2" else train_tokenizer(problems, vocab_size)
         config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
-                           args.dropout)
+                           args.dropout, gelu="none")
         model = init_weights(GPT(config), args.seed)
     if checkpoint:
         model.load_state_dict(checkpoint["model"])  # a kill may have left newer weights beside trainer.pt
@@ -798,17 +786,22 @@ def claim_out_folder(args):
 
 
 def next_command(args):
-    """What to type when the student is ready: train its partner, or solve problems."""
-    if args.role != "solver":
-        words = ["infer.py"] if args.role == "decomposer" else ["infer.py", "--procedure", args.role]
+    """What to type when the student is ready: train its partner, unless that is there or in training beside
+    this one, or solve problems.
+    """
+    has_partner = args.out == Path("runs/solver") and Path("runs/decomposer").exists()
+    if args.role == "solver" and not has_partner:
+        fine_tuned = args.init and is_pretrained(args.init)
+        words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
+        if args.train != Path("annotations/train.jsonl"):
+            words += ["--train", args.train, "--valid", args.valid]
+        words += [] if args.init else ["--minutes", "2.5"]
+    else:
+        is_default = args.role in ("solver", "decomposer")
+        words = ["infer.py"] if is_default else ["infer.py", "--procedure", args.role]
         if args.out != Path("runs", args.role):
-            words += ["--decomposer" if args.role in ("decomposer", "stepwise") else "--student", args.out]
-        return shlex.join(["python", *map(str, words)])
-    fine_tuned = args.init and is_pretrained(args.init)
-    words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
-    if args.train != Path("annotations/train.jsonl"):
-        words += ["--train", args.train, "--valid", args.valid]
-    return shlex.join(["python", *map(str, words)] + ([] if args.init else ["--minutes", "2.5"]))
+            words += [f"--{infer.student_flag(args.role)}", args.out]
+    return shlex.join(["python", *map(str, words)])
 
 
 def report(args, progress):
@@ -839,7 +832,7 @@ def main(argv=None):
 
     torch.set_float32_matmul_precision("high")  # on a GPU: TF32
     torch.set_flush_denormal(True)  # tiny gradients slow a CPU down a hundred times
-    checkpoints = Checkpoints(model, tokenizer, args, checkpoint)
+    checkpoints = Checkpoints(model, tokenizer, args, checkpoint, [problems, valid_problems])
     data = Data(problems, valid_problems, tokenizer, model.config.block_size, args)
     args.max_steps = max(1, round(args.epochs * len(data.plan_epoch(1)))) if args.epochs else args.steps
     progress = Progress(**checkpoint["progress"]) if checkpoint else Progress()
@@ -850,7 +843,7 @@ def main(argv=None):
     if args.force and args.rank == 0:
         shutil.rmtree(args.out / "last", ignore_errors=True)
     try:
-        train(model, data, args, progress, checkpoints)
+        training_loop(model, data, args, progress, checkpoints)
     except (RuntimeError, MemoryError) as e:
         if isinstance(e, MemoryError) or re.search("out of memory|can't allocate memory", str(e)):
             raise UserError(f"out of memory: lower --batch-tokens ({args.batch_tokens}), raise --grad-accum "

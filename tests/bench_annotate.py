@@ -2,10 +2,8 @@
 
     python tests/bench_annotate.py
 
-prints rows converted per second, and for a mock server with --latency the requests a second of a bare client,
-which sends the same bytes over as many connections and looks at nothing, beside those of `annotate.py
-teacher`, which also builds prompts, checks replies and writes rows. Their ratio is the share of what the
-server can serve.
+prints rows converted per second, and the requests per second of a bare client, which sends the same bytes
+over as many connections and looks at nothing, beside those of `annotate.py teacher`; the server is a mock.
 """
 import argparse
 import asyncio

@@ -137,7 +137,7 @@ def evaluation(args):
 
     fitting = [problem for problem in problems if length(problem) < args.block_size - 20]
     left_out = len(problems) - len(fitting)
-    problems = sorted(fitting, key=lambda problem: -len(problem["problem"]))  # as infer.evaluate does
+    problems = sorted(fitting, key=lambda problem: -len(problem["problem"]))  # as infer.evaluate_file does
     # what each student writes, line by line
     asked = [[encode(to_line(step["question"])) for step in p["steps"]] + [[end]] for p in problems]
     solved = [[encode(to_line(step["solution"])) for step in p["steps"]] + [encode(" " + p["answer"]) + [end]]
@@ -146,25 +146,19 @@ def evaluation(args):
 
     def continuous_batching():
         students = {role: infer.Student(ours, tokenizer, args.rows) for role in ("solver", "decomposer")}
-        scripts = {p["problem"]: {"decomposer": sum(questions, []), "solver": sum(solutions, [])}
-                   for p, questions, solutions in zip(problems, asked, solved)}
-        converse = infer.converse
+        scripts = [{"decomposer": iter(sum(questions, [])), "solver": iter(sum(solutions, []))}
+                   for questions, solutions in zip(asked, solved)]
+        take = infer.Dialogue.take
 
-        def forced(problem, record, procedure, rows, calculator, watch):
-            """As `converse`, but each student writes the tokens of its script."""
-            script = {rows[role]: iter(tokens) for role, tokens in scripts[problem["problem"]].items()}
-            conversation = converse(problem, record, procedure, rows, calculator, watch)
-            row = next(conversation)
-            while row:
-                yield row
-                row = conversation.send(next(script[row]))
-            yield None
+        def forced(dialogue, token):
+            """As `Dialogue.take`, but each student writes the tokens of its script."""
+            take(dialogue, next(scripts[dialogue.index][dialogue.request.role]))
 
-        infer.converse = forced
+        infer.Dialogue.take = forced
         try:
             records = dict(infer.solve(problems, infer.socratic, students, calculator=False))
         finally:
-            infer.converse = converse
+            infer.Dialogue.take = take
         for index, problem in enumerate(problems):
             assert records[index]["answer"] == problem["answer"].strip(), "a dialogue is not the teacher's"
         counts["ours"] = sum(student.tokens_written for student in students.values())

@@ -2,12 +2,10 @@
 
     python tests/bench_open.py
 
-Random weights of the shapes of GPT-2 small and large are written once for each kind of file. Each side opens
-the folder in a process of its own and computes the logits of one token: ours mapped, as infer.py opens a
-student; ours, as train.py does; transformers. The sides take turns, and the least of --runs counts for each
-figure. Seconds are from the call to the logits, on the clock and of the CPU, which other work on the machine
-disturbs less. Memory is the process's peak beyond what it held after the imports, as Linux reports it, in
-multiples of the weights in float32.
+Each side opens a folder of random weights in a process of its own and computes the logits of one token:
+ours mapped, as infer.py does; ours, as train.py does; transformers. The sides take turns, and the least of
+--runs counts for each figure: seconds on the clock, of the CPU, and the peak memory beyond what the process
+held after its imports, in multiples of the float32 weights.
 """
 import argparse
 import json
@@ -50,27 +48,19 @@ def open_folder(side, folder):
 
 
 def write_folders(size, folder):
-    """Folders of random weights, {kind: path}: as we write them, unaligned like the published ones, float16.
-
-    Also the bytes of the weights in float32.
-    """
+    """Folders of random weights, {kind: path}, one unaligned like the published; their float32 bytes."""
     n_layer, n_head, n_embd = SIZES[size]
-    model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.uniform_(-0.05, 0.05)
+    model = init_weights(GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)))
     n_bytes = sum(p.nbytes for p in model.parameters())
     folders = {kind: Path(folder, size, kind) for kind in ("float32", "float32 unaligned", "float16")}
     for kind, path in folders.items():
         path.mkdir(parents=True)
         (model.half() if kind == "float16" else model).save_pretrained(path)
     path = folders["float32 unaligned"] / "model.safetensors"
-    with open(path, "rb") as f, open(path.with_suffix(".odd"), "wb") as odd:
-        n = int.from_bytes(f.read(8), "little")
-        odd.write((n + 1).to_bytes(8, "little") + f.read(n) + b" ")
-        while chunk := f.read(2 ** 24):
-            odd.write(chunk)
-    path.with_suffix(".odd").replace(path)
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    with open(path, "wb") as f:  # a header that is one byte longer
+        f.writelines([(n + 1).to_bytes(8, "little"), raw[8:8 + n], b" ", raw[8 + n:]])
     return folders, n_bytes
 
 

@@ -1,12 +1,10 @@
-"""A server that speaks as much of /v1/chat/completions as the tests and the bench of the LLM teacher need,
-and fails on demand.
+"""A server of /v1/chat/completions for the tests and the bench of the LLM teacher, which fails on demand.
 
     python tests/mock_teacher.py --latency 0.05 --faults 0.5
 
 prints its port. It annotates problems of `problem(i)`. With --faults a share of the requests meets one of
-FAULTS, drawn by --seed. GET /log tells what it was asked and what it replied; GET /outage/NAME makes every
-request meet the fault NAME, until GET /outage/ ends that. It can also be the proxy of a client: it answers
-whatever host it is asked for.
+FAULTS, sampled by --seed. GET /log tells what it was asked and what it replied; GET /outage/NAME makes every
+request meet the fault NAME, until GET /outage/. It can be a proxy too: it answers for any host.
 """
 import argparse
 import asyncio
@@ -24,15 +22,13 @@ FAILURES = {  # of the server: status, body
     "500": (500, '{"error": {"message": "out of memory"}}'),
     "503 echo": (503, '{"error": {"message": "bad key KEY"}}'),
     "error in 200": (200, '{"error": {"code": 429, "message": "busy"}}'),
-    "error in choice": (200,
-                        '{"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "up"}}]}'),
+    "error in choice": (200, '{"choices": [{"finish_reason": "error", "error": {"code": 502}}]}'),
     "HTML": (200, "<html><body><h1>Welcome</h1></body></html>"), "no choices": (200, '{"choices": []}'),
     "empty": (200, ""), "null": (200, "null")}
-# what the model says
+# what the model says: no annotation, or a good one in an unusual form
 UNFIT = "wrong answer", "wrong equation", "cut off", "silent", "filtered", "refusal", "repeats"
-ADORNED = ("no usage", "chatter", "DONE", "raw newlines", "thoughts", "leading space", "short labels",
-           # good all the same
-           "gzip", "chunked")
+ADORNED = ("no usage", "chatter", "DONE", "raw newlines", "thoughts", "leading space", "short labels", "gzip",
+           "chunked")
 FAULTS = (*FAILURES, "reset", "stall", "half", "broken JSON", "finish error", "finish abort", "nothing yet",
           *UNFIT, *ADORNED)
 FOR_ALL = {  # failures of every problem, on demand alone
@@ -42,14 +38,11 @@ FOR_ALL = {  # failures of every problem, on demand alone
     "quota": (429, '{"error": {"message": "check your plan", "code": "insufficient_quota"}}'),
     "quota in 200": (200, '{"error": {"code": 429, "type": "insufficient_quota", "message": "no"}}'),
     "credit": (400, '{"error": {"message": "Your credit balance is too low"}}'),
-    "max_tokens": (400,
-                   '{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported"}}'),
+    "max_tokens": (400, '{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported"}}'),
     "temperature": (400, '{"error": {"message": "\'temperature\' does not support 0.0 with this model"}}'),
-    "extra field": (422,
-                    '{"detail": [{"type": "extra_forbidden", "loc": ["body", "stream"], "msg": "Extra"}]}'),
+    "extra field": (422, '{"detail": [{"type": "extra_forbidden", "loc": ["body", "stream"]}]}'),
     "pause": (429, '{"error": {"message": "wait"}}'),
-    "long pause": (429, '{"error": {"message": "come back tomorrow"}}'),
-    "moved": (301, "")}
+    "long pause": (429, '{"error": {"message": "come back tomorrow"}}'), "moved": (301, "")}
 
 
 def problem(i):
@@ -89,9 +82,10 @@ def completion(prompt, fault):
              "usage": {"prompt_tokens": len(prompt.split()), "completion_tokens": 40}}
     if fault == "no usage":
         del reply["usage"]
+    if fault == "thoughts":
+        message["reasoning_content"] = message["content"]
     if fault in ("silent", "nothing yet", "thoughts", "refusal"):
-        message |= {"content": None} | ({"reasoning_content": message["content"]}
-                                        if fault == "thoughts" else {})
+        message["content"] = None
     if fault == "refusal":
         message["refusal"] = "I cannot help with that."
     if fault == "nothing yet":
@@ -117,9 +111,8 @@ class Mock:
 
     def log(self):
         return {"asked": self.asked, "said": self.said, "good": self.good, "faults": self.faults,
-                "connections": self.connections,
-                "requests": sum(self.asked.values()), "keys": sorted(self.keys),
-                "targets": sorted(self.targets),
+                "connections": self.connections, "requests": sum(self.asked.values()),
+                "keys": sorted(self.keys), "targets": sorted(self.targets),
                 "streams": sorted(map(str, self.streams)), "most_in_flight": self.most_in_flight}
 
     async def serve(self, reader, writer):
@@ -172,8 +165,9 @@ class Mock:
         if args.refuse and re.search(args.refuse, text):
             self.send(writer, 400, '{"error": {"message": "maximum context length exceeded"}}')
             return True
-        fault = self.outage or (self.rng.choice(args.only or FAULTS)
-                                if self.rng.random() < args.faults else None)
+        fault = self.outage
+        if not fault and self.rng.random() < args.faults:
+            fault = self.rng.choice(args.only or FAULTS)
         self.faults[fault] += 1
         if args.latency:
             await asyncio.sleep(args.latency)

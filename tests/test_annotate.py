@@ -1,6 +1,4 @@
-"""The converters, the LLM teacher, the students as their own teacher, and the check. The LLM teacher is run
-against a server, mock_teacher.py, that fails in every way of its FAULTS. The template teacher's tests are in
-test_templates.py."""
+"""annotate.py: converters, the LLM teacher beside a server that fails (mock_teacher.py), self, check."""
 import gzip
 import http.client
 import json
@@ -45,12 +43,11 @@ def call(*argv):
     args.run(args)
 
 
-def script(*argv, **options):
+def script(*argv):
     """Begin annotate.py in a process of its own, with short pauses."""
     code = "import annotate, data; annotate.FIRST_PAUSE = 0.02; data.run_script(annotate.main)"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def rows_of(path):
@@ -71,40 +68,35 @@ def gsm8k_file(path, rows):
 GOOD = [(f"Problem {n}, caf\u00e9?",
          f"How many? ** 2*{n}=<<2*{n}={2 * n}>>{2 * n}\nAnd then? ** {2 * n},000\n#### {2 * n},000")
         for n in range(1, 201)]
-BAD = [("No lines?", "#### 4"), ("No mark?", "How many? ** 4\nfour"), ("No number?", "Why? ** 4\n#### four"),
-       ("Half a line?", "How many? ** 4\nand so on\n#### 4"), ("Empty?", "How many? ** \n#### 4"),
-       (GOOD[0][0].replace(" ", "  "), GOOD[0][1]), (" ", "#### 4")]
-REASONS = ("no steps", "no last line", "is no number", "a line that is not", "a line that is not",
-           "earlier row", "field 'question' is missing")
+BAD = [("No lines?", "#### 4", "no steps"), ("No mark?", "How many? ** 4\nfour", "no last line"),
+       ("No number?", "Why? ** 4\n#### four", "is no number"),
+       ("Half a line?", "How many? ** 4\nand so on\n#### 4", "a line that is not"),
+       ("Empty?", "How many? ** \n#### 4", "a line that is not"),
+       (GOOD[0][0].replace(" ", "  "), GOOD[0][1], "earlier row"),
+       (" ", "#### 4", "field 'question' is missing")]
 
 
-def test_gsm8k_rows_are_all_accounted_for(tmp_path, capsys):
-    path = gsm8k_file(tmp_path / "socratic.jsonl", GOOD[:10] + BAD + GOOD[10:])
-    call("gsm8k", path, "--out", tmp_path / "out", "--split", "80/10/10")
-    out = capsys.readouterr().out
-    assert "207 rows read, 200 written, 7 left out" in out
-    assert "\nnext: python train.py --role solver --train " in out
-    for k, reason in enumerate(REASONS, 11):
-        assert re.search(f"left out: {path}:{k} \\(gsm8k-{k}\\): .*{reason}", out), out
-    splits = [data.read_problems(tmp_path / "out" / f"{split}.jsonl") for split in annotate.SPLITS]
+def test_gsm8k_rows_are_all_accounted_for_and_stay_in_their_splits(tmp_path, capsys):
+    rows = [*GOOD[:10], *(row[:2] for row in BAD), *GOOD[10:]]
+    path, out = gsm8k_file(tmp_path / "socratic.jsonl", rows), tmp_path / "out"
+    call("gsm8k", path, "--out", out, "--split", "80/10/10")
+    printed = capsys.readouterr().out
+    assert "207 rows read, 200 written, 7 left out" in printed
+    assert "\nnext: python train.py --role solver --train " in printed
+    for k, (_, _, reason) in enumerate(BAD, 11):
+        assert re.search(f"left out: {path}:{k} \\(gsm8k-{k}\\): .*{reason}", printed), printed
+    splits = [data.read_problems(out / f"{split}.jsonl") for split in annotate.SPLITS]
     assert sum(map(len, splits)) == 200 and 140 < len(splits[0]) < 180 and min(map(len, splits)) > 8
-    rows = {row["problem"]: row for rows in splits for row in rows}
+    rows = {row["problem"]: row for row in splits[0] + splits[1] + splits[2]}
     for n, (question, _) in enumerate(GOOD, 1):
         steps = [step("How many?", f"2*{n}=<<2*{n}={2 * n}>>{2 * n}"), step("And then?", f"{2 * n},000")]
         assert rows[question] == {"id": f"gsm8k-{n if n <= 10 else n + 7}", "problem": question,
-                                  "steps": steps,
-                                  "answer": f"{2 * n}000", "source": "gsm8k"}
-
-
-def test_a_row_stays_in_its_split_when_the_file_grows_or_is_reordered(tmp_path):
-    split_of = {}
-    for name, rows in ("a", GOOD[:120]), ("b", GOOD[::-1]):
-        path = gsm8k_file(tmp_path / f"{name}.jsonl", rows)
-        call("gsm8k", path, "--out", tmp_path / name, "--split", "80/10/10")
-        for split in annotate.SPLITS:
-            for row in data.read_problems(tmp_path / name / f"{split}.jsonl"):
-                assert split_of.setdefault(row["problem"], split) == split
-    assert len(split_of) == len(GOOD)
+                                  "steps": steps, "answer": f"{2 * n}000", "source": "gsm8k"}
+    path = gsm8k_file(tmp_path / "other.jsonl", GOOD[::-1][60:])  # in another order, and before it grew
+    call("gsm8k", path, "--out", tmp_path, "--split", "80/10/10")
+    for split, before in zip(annotate.SPLITS, splits):
+        again = {row["problem"] for row in data.read_problems(tmp_path / f"{split}.jsonl")}
+        assert again and again <= {row["problem"] for row in before}
 
 
 @pytest.mark.parametrize("lines", [  # only \n, \r and \r\n end a line; a power is no separator
@@ -143,24 +135,21 @@ def test_what_a_dataset_without_sub_questions_is_good_for_comes_next(tmp_path, c
     assert capsys.readouterr().out.endswith(f"next: python infer.py --eval {tmp_path / 'test.jsonl'}\n")
 
 
-def svamp_row(number, body, question, equation, answer):
-    return dict(ID=f"chal-{number}", Body=body, Question=question, Equation=equation, Answer=answer)
-
-
 def test_svamp_equations_become_steps(tmp_path, capsys):
-    rows = [svamp_row(1, "Ann had 9 pens. She lost 2.", "How many are left?", "( 9.0 - 2.0 )", 7.0),
-            svamp_row(2, "Bo has 3. If he gets 4 twice", "How many has he?", "( ( 4.0 * 2.0 ) + 3.0 )", 11.0),
-            svamp_row(3, "A rope is 5 m. It is cut in 2.", "How long is a half?", "( 5.0 / 2.0 )", 2.5),
-            svamp_row(4, "Cy has 8 cats.", "How many cats?", "8.0", 8.0),
-            svamp_row(5, "Di has 3.", "How many?", "( 3.0 - 8.0 )", 5.0),
-            svamp_row(6, "E.", "How many?", "( 3.0 / 0.0 )", 5.0)]
-    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
+    fields = "ID", "Body", "Question", "Equation", "Answer"
+    rows = [("1", "Ann had 9 pens. She lost 2.", "How many are left?", "( 9.0 - 2.0 )", 7.0),
+            ("2", "Bo has 3. If he gets 4 twice", "How many has he?", "( ( 4.0 * 2.0 ) + 3.0 )", 11.0),
+            ("3", "A rope is 5 m. It is cut in 2.", "How long is a half?", "( 5.0 / 2.0 )", 2.5),
+            ("4", "Cy has 8 cats.", "How many cats?", "8.0", 8.0),
+            ("5", "Di has 3.", "How many?", "( 3.0 - 8.0 )", 5.0),
+            ("6", "E.", "How many?", "( 3.0 / 0.0 )", 5.0)]
+    (tmp_path / "SVAMP.json").write_text(json.dumps([dict(zip(fields, row)) for row in rows]))
     call("svamp", tmp_path / "SVAMP.json", "--out", tmp_path, "--split", "100/0/0")
     out = capsys.readouterr().out
-    assert "row 5 (chal-5): its equation ( 3.0 - 8.0 ) is not its answer 5" in out
-    assert "row 6 (chal-6): its equation ( 3.0 / 0.0 ) does not compute" in out
+    assert "row 5 (5): its equation ( 3.0 - 8.0 ) is not its answer 5" in out
+    assert "row 6 (6): its equation ( 3.0 / 0.0 ) does not compute" in out
     one, two, three, four = data.read_problems(tmp_path / "train.jsonl")
-    assert one == {"id": "svamp-chal-1", "problem": "Ann had 9 pens. She lost 2. How many are left?",
+    assert one == {"id": "svamp-1", "problem": "Ann had 9 pens. She lost 2. How many are left?",
                    "answer": "7", "source": "svamp",
                    "steps": [step("How many are left?", "9 - 2 = <<9-2=7>>7")]}
     assert two["problem"] == "Bo has 3. If he gets 4 twice, how many has he?" and two["answer"] == "11"
@@ -181,9 +170,7 @@ def test_svamp_equations_become_steps(tmp_path, capsys):
     ("Tom won number0 , playing ' whack a mole ' ( twice ) . What is one half - dollar of the girls ' ?",
      "6.0", "number0", "6",
      "Tom won 6, playing 'whack a mole' (twice). What is one half-dollar of the girls'?",
-     ["What is one half-dollar of the girls'?: 6"]),
-    ("How many number0 - page books are number1 pages ?", "5.0 10.0", "/ number1 number0", "2.0",
-     "How many 5-page books are 10 pages?", ["How many 5-page books are 10 pages?: 10/5=2"])])
+     ["What is one half-dollar of the girls'?: 6"])])
 def test_the_tables_that_svamps_repository_trains_on_are_read(
         tmp_path, question, numbers, equation, answer, problem, steps):
     row = f'"{question}",{numbers},{equation},{answer}'
@@ -229,8 +216,6 @@ def test_strategyqa_facts_answer_the_sub_questions_and_references_are_put_into_w
     ("strategyqa", b'{"question": "a"}',
      "field 'decomposition' .*fields question, answer, decomposition, facts"),
     ("gsm8k", b"", "0 rows read"), ("gsm8k", gzip.compress(b"{}"), "compressed by gzip; unpack it"),
-    ("gsm8k", b"PAR1\x15\x04", "f: a Parquet file"),
-    ("gsm8k", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     ("gsm8k", b'{"question": "A?", "answer": "So.\\n#### 4"}', "none falls into valid.jsonl")])
 def test_another_file_than_the_command_needs_is_one_line_that_tells(tmp_path, command, content, message):
     (tmp_path / "f").write_bytes(content)
@@ -245,7 +230,6 @@ def test_another_file_than_the_command_needs_is_one_line_that_tells(tmp_path, co
     ("Question {}:", "Solution {}:", "Answer:"), ("Q{}:", "A{}:", "Answer:"),
     ("Sub question {}:", "Solution {}:", "####"), ("Question ({}):", "Solution ({}):", "Answer:"),
     ("Question\u202f{}:", "Solution\u202f{}:", "Answer\u202f:"),
-    # further members of the kind
     ("**Question {}.**", "**Solution {}.**", "**Answer.**"),
     (" - Question:", " - Solution:", "Answer:\n####"),
     ("Question [{}]:", "Solution [{}]:", "The final answer is:"), ("Q:", "A:", "A:"),
@@ -273,19 +257,20 @@ def test_a_dialogue_is_read_however_a_chat_model_adorns_it(before, answer, after
     assert annotate.read_dialogue(reply) == ([step("a?", "b")], "4")
 
 
-def test_replies_that_are_no_annotation_are_unfit():
-    for reply in ("", "42", "Answer: 4", "Question 1: a?\nAnswer: 4",
-                  "Question 1: a?\nSolution 1:\nAnswer: 4",
-                  "Solution 1: a\nQuestion 1: b\nAnswer: 4"):
+@pytest.mark.parametrize("read, replies", [
+    (annotate.read_dialogue, ["", "42", "Answer: 4", "Question 1: a?\nAnswer: 4",
+                              "Question 1: a?\nSolution 1:\nAnswer: 4",
+                              "Solution 1: a\nQuestion 1: b\nAnswer: 4"]),
+    (annotate.read_chain, ["One.", "Answer: 4", "Question 1: a?\nAnswer: 4"])])
+def test_replies_that_are_no_annotation_are_unfit(read, replies):
+    for reply in replies:
         with pytest.raises(annotate.Unfit):
-            annotate.read_dialogue(reply)
+            read(reply)
+
+
+def test_chains_and_questions_are_read_however_they_are_numbered():
     steps = [{"solution": text} for text in ("One.", "Two.", "Three.")]
     assert annotate.read_chain("1. One.\n- Two.\nStep 3: Three.\n\nAnswer: 4") == (steps, "4")
-    for reply in "One.", "Answer: 4", "Question 1: a?\nAnswer: 4":
-        with pytest.raises(annotate.Unfit):
-            annotate.read_chain(reply)
-    with pytest.raises(annotate.Unfit, match="not 2 questions"):
-        annotate.read_questions("Question 1: a?", [{"solution": "b"}] * 2)
     reply = "Question 1: a\nb?\n\nLet me know if you need more!"
     assert annotate.read_questions(reply, [{"solution": "c"}]) == [step("a b?", "c")]
 
@@ -309,7 +294,6 @@ def verified(solution, said, answer):
     ("m+n = 256+37 = 293", "293"), ("12 apples (3 boxes of 4)", "12"), ("So the answer is no.", "no"),
     ("No - it sinks", "no"), (r"\boxed{\frac{1}{2}}", "0.5"), (r"\boxed{\$9{,}500}", "9500"),
     ("12\u202f000", "12000"),
-    # further members of the kind
     (r"$\boxed{\$9{,}500}$", "9500"), (r"\(1\dfrac{1}{2}\) hours", "1.5"), (r"\boxed{\text{Yes}}", "yes"),
     (r"$\frac{3+5}{2} = 4$", "4"), (r"12\%", "12"), ("**Yes**, it could.", "yes"), (r"\$12\,000", "12000")])
 def test_an_answer_is_read_however_a_chat_model_writes_it(said, answer):
@@ -319,9 +303,7 @@ def test_an_answer_is_read_however_a_chat_model_writes_it(said, answer):
 
 
 @pytest.mark.parametrize("solution, kept", [
-    ("10/4 = 2 remainder 2", "10/4 = 2 remainder 2"), ("10/3 = 3 1/3 hours", "10/3 = 3 1/3 hours"),
-    # further members of the kind
-    ("11/4 = 2 R 3", "11/4 = 2 R 3"), ("2 ** 3 = 8", "2 ** 3 = 8"), ("10/3 = 3.33...", "10/3 = 3.33..."),
+    ("10/4 = 2 remainder 2", "10/4 = 2 remainder 2"), ("2 ** 3 = 8", "2 ** 3 = 8"),
     (r"\frac{10}{2} = 5", "10/2 = <<10/2=5>>5"), ("5 - 7 = \u22122", "5 - 7 = <<5-7=-2>>-2"),
     ("12\u202f000/2 = 6\u202f000", "12000/2 = <<12000/2=6000>>6000"), ("10/2 = 6", None),
     ("<<3*4=13>>13", None)])
@@ -331,14 +313,6 @@ def test_only_what_is_certainly_a_wrong_equation_rejects_a_solution(solution, ke
     else:
         with pytest.raises(annotate.Unfit, match="does not compute"):
             verified(f"{solution} and 5", "5", "5")
-
-
-def test_a_question_asked_again_is_no_decomposition():
-    steps = [step("How  many?", "It is 4."), step("how many?", "It is 5."), step("Why?", "It is 5.")]
-    with pytest.raises(annotate.Unfit, match="it asks 2 times: how many?"):
-        annotate.verify(steps, "5", {"answer": "5"})
-    with pytest.raises(annotate.Unfit, match="it asks 2 times"):
-        annotate.read_stage("questions", "Question 1: a?\nQuestion 2: A?", steps[:2], {})
 
 
 def test_our_prompts_hold_examples_that_pass_their_own_check():
@@ -385,6 +359,7 @@ THOUGHTS = "no reply but thoughts, and of these: "
     (chat(None, reasoning_content=DIALOGUE), None), (chat("", reasoning=DIALOGUE), None),
     (chat(None, reasoning_content="Let me think."), THOUGHTS + "the reply is not question"),
     (chat("", reasoning_content=DIALOGUE.replace("Answer: 4", "Answer: 5")), THOUGHTS + "the answer is 5"),
+    (chat(DIALOGUE.replace("Answer", "Q2:  A?\nA2: 4\nAnswer")), "it asks 2 times: a?"),
     (chat(""), "the reply is empty"), (chat(None), "the reply is empty"),
     (chat(DIALOGUE, "length"), "the reply was cut off after"),
     (chat(None, "content_filter"), "the model refused (content_filter)"),
@@ -399,18 +374,20 @@ def test_what_a_model_says_decides_about_its_problem(reply, rejected):
 
 
 def test_a_chain_that_is_fit_is_not_asked_for_again():
-    chain, questions = chat("2+2 = 4\nAnswer: 4"), ["Question 1: a?\nQuestion 2: b?", "Question 1: a?"]
-    row, left = ask([chain, *map(chat, questions)], "--style", "cot", "--tries", "3")
+    chain, two = chat("2+2 = 4\nAnswer: 4"), chat("2+2 = 4\n4 + 0 = 4\nAnswer: 4")
+    wrong, again, right = map(chat, ("Question 1: a?\nQuestion 2: b?", "Q1: a?\nQ2: A?", "Question 1: a?"))
+    row, left = ask([chain, wrong, right], "--style", "cot", "--tries", "3")
     assert row["steps"] == STEPS and left == 0
-    row, left = ask([chain, *[chat(questions[0])] * 3], "--style", "cot", "--tries", "3")
+    row, left = ask([chain, wrong, wrong, wrong], "--style", "cot", "--tries", "3")
     assert row["rejected"] == "the reply is not 1 questions" and left == 0
+    row, left = ask([two, again, again, again], "--style", "cot", "--tries", "3")
+    assert row["rejected"].startswith("it asks 2 times: a?") and left == 0
 
 
 @pytest.mark.parametrize("body, failure", [
     ('{"error": {"code": 429, "message": "slow"}}', "HTTP 429: slow"),
     ('{"error": "busy"}', "HTTP 500: busy"),
     (chat(DIALOGUE, "error"), "broke the reply off (finish_reason error)"),
-    # further members of the kind
     ('{"choices": [{"finish_reason": "error", "error": {"code": "502", "message": "up"}}]}', "HTTP 502"),
     (chat("Q1", "abort"), "broke the reply off"),
     (chat("", "insufficient_system_resource"), "broke the reply off"),
@@ -542,13 +519,10 @@ def test_through_outages_and_kills_none_is_lost_and_none_is_paid_for_twice(tmp_p
             f.write(b'{"id": "p-1", "probl')  # as a kill in the middle of a write
     for _ in range(3):  # a problem that met failures alone is asked by the next run
         call(*argv)
-    log, rows = log_of(url), written(out)
+    said, rows = log_of(url)["said"], written(out)
     check_rows(rows, n)
-    annotated, rejected = (sum(field in row for row in rows) for field in ("steps", "rejected"))
-    twice = sum(log["said"].values()) - n  # with --tries 1 the model has its say once about each problem
-    print(f"{annotated} of {n} annotated, {rejected} rejected, {log['requests']} requests, {kills} kills, "
-          f"{twice} paid for twice; {log['faults']}")
-    assert len(log["said"]) == n and rejected > n / 50 and twice <= kills * parallel
+    assert len(said) == n and sum("rejected" in row for row in rows) > n / 50
+    assert sum(said.values()) - n <= kills * parallel  # with --tries 1 the model has its say once about each
 
 
 @pytest.mark.parametrize("fault, message", [
@@ -714,17 +688,6 @@ def test_a_run_that_brought_nothing_does_not_bind_the_next(tmp_path, server):
     check_rows(written(out), 4)
 
 
-def test_a_line_that_a_kill_cut_short_is_dropped_and_its_problem_asked_again(tmp_path, server):
-    url, path, out = server(), problems_file(tmp_path / "f.jsonl", 4), tmp_path / "out"
-    teach(path, url, out, "--parallel", 1)
-    whole = (out / "log.jsonl").read_bytes()
-    for cut, requests in (whole[:-1], 5), (whole[:20], 9):  # the last row, the first line
-        (out / "log.jsonl").write_bytes(cut)
-        teach(path, url, out)
-        check_rows(written(out), 4)
-        assert log_of(url)["requests"] == requests
-
-
 def test_the_splits_follow_the_log(tmp_path, server):
     url, path, out = server(), problems_file(tmp_path / "f.jsonl", 60), tmp_path / "out"
     teach(path, url, out, "--split", "40/30/30")
@@ -732,7 +695,10 @@ def test_the_splits_follow_the_log(tmp_path, server):
     teach(path, url, out, "--split", "0/100/0")
     check_rows(written(out, "valid"), 60)
     assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "valid.jsonl"]
+    (out / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes()[:20])  # a kill cut its first line short
     assert log_of(url)["requests"] == 60
+    teach(path, url, out)
+    check_rows(written(out), 60)
 
 
 def test_a_budget_stops_the_run_cleanly_and_a_larger_one_goes_on(tmp_path, server, capsys):
@@ -744,12 +710,6 @@ def test_a_budget_stops_the_run_cleanly_and_a_larger_one_goes_on(tmp_path, serve
     teach(path, url, tmp_path / "out", "--budget-tokens", 10**6)
     assert len(written(tmp_path / "out")) == 40 and log_of(url)["requests"] == 40
     assert log_of(url)["most_in_flight"] == 8
-
-
-def test_what_extra_says_of_the_temperature_is_what_a_row_says(tmp_path, server):
-    path = problems_file(tmp_path / "f.jsonl", 2)
-    teach(path, server(), tmp_path / "out", "--extra", '{"temperature": 0.6}')
-    assert [row["teacher"]["temperature"] for row in written(tmp_path / "out")] == [0.6, 0.6]
 
 
 def test_questions_are_asked_for_the_solutions_of_a_file(tmp_path, server):
@@ -768,10 +728,11 @@ def test_each_request_of_a_problem_can_have_a_prompt_of_the_users(tmp_path, serv
     sent, body = [], annotate.Endpoint.body
     monkeypatch.setattr(annotate.Endpoint, "body", lambda *args: sent.append(args[1]) or body(*args))
     teach(problems_file(tmp_path / "f.jsonl", 1), server(), tmp_path / "out", "--style", "cot",
-          "--prompt", tmp_path / "think", "--prompt", tmp_path / "ask")
+          "--prompt", tmp_path / "think", "--prompt", tmp_path / "ask", "--extra", '{"temperature": 0.6}')
     text, (row,) = problem(0)["problem"], written(tmp_path / "out")
     solutions = "\n".join(f"Solution {k}: {step['solution']}" for k, step in enumerate(row["steps"], 1))
     assert sent == [f"Think. Problem: {text}", f"Ask. Problem: {text}\n{solutions}"]
+    assert row["teacher"]["temperature"] == 0.6
 
 
 def test_a_dry_run_shows_the_request_without_sending_it(tmp_path, capsys, monkeypatch):
@@ -791,7 +752,7 @@ def test_a_dry_run_shows_the_request_without_sending_it(tmp_path, capsys, monkey
 # ---- the students as their own teacher ---------------------------------------------------------------------
 
 def play_students(monkeypatch, solve):
-    """Let `solve` stand for infer.py's; returns the students that are opened for it."""
+    """Let `solve` stand for infer.py's; returns the student that is opened for it."""
     student = SimpleNamespace(guidance=None)
     monkeypatch.setattr(annotate, "solve", solve)
     monkeypatch.setattr(annotate, "load_student", lambda folder, role, rows, device: student)
@@ -812,28 +773,26 @@ def test_distinct_correct_samples_become_annotations(tmp_path, monkeypatch):
                                 {"steps": [step("A?", f"<<1+1=3>>{answer}")]}])
             yield index, record if correct else record | wrong
 
-    student = play_students(monkeypatch, solve)
+    student, out = play_students(monkeypatch, solve), tmp_path / "new.jsonl"
     problems = [problem(i) | {"steps": [step("A?", f"as {i}")], "questions": "plain"} for i in range(30)]
     (tmp_path / "f.jsonl").write_bytes(data.to_jsonl(problems))
-    argv = ("self", tmp_path / "f.jsonl", "--samples", 6, "--temperature", 0.5, "--seed", 2)
-    out = tmp_path / "new.jsonl"
-    call(*argv, "--out", out)
+    argv = ("self", tmp_path / "f.jsonl", "--samples", 6, "--temperature", 0.5, "--seed", 2, "--out")
+    call(*argv, out)
     assert calls == [(0.5, 0, 1.0, 12 + k) for k in range(6)]
     rows = data.read_problems(out)
     per_problem = Counter(row["problem"] for row in rows)
     assert 20 < len(per_problem) <= 30 and set(per_problem.values()) == {1, 2}
-    assert len({json.dumps([row["problem"], row["steps"]]) for row in rows}) == len(rows)
-    assert len({row["id"] for row in rows}) == len(rows)
+    for identity in (lambda row: row["id"]), (lambda row: json.dumps([row["problem"], row["steps"]])):
+        assert len(set(map(identity, rows))) == len(rows)
     for row in rows:
         assert row["steps"][0]["solution"] == "So <<{0}+0={0}>>{0}.".format(row["answer"])
-        assert row["teacher"]["temperature"] == 0.5
-        assert "questions" not in row  # that its sub-questions were none is true no more
+        assert row["teacher"]["temperature"] == 0.5 and "questions" not in row  # they are plain no more
     before = out.read_bytes()
     with pytest.raises(data.UserError, match="is there already: --force replaces it"):
-        call(*argv, "--out", out)  # at once, not after hours of sampling
+        call(*argv, out)  # at once, not after hours of sampling
     student.guidance = "steps"
     with pytest.raises(data.UserError, match="trained with --guidance steps"):
-        call(*argv, "--out", tmp_path / "other.jsonl")
+        call(*argv, tmp_path / "other.jsonl")
     assert len(calls) == 6 and out.read_bytes() == before
 
 

@@ -99,16 +99,6 @@ def test_what_is_in_the_log_is_printed_and_not_run(commands, capsys, tmp_path):
     assert re.search(r"not in log.jsonl: infer.py .*--student .OUT/cot-\w+ --votes 9 --temperature 0.4", said)
 
 
-def test_a_student_that_is_gone_is_trained_anew_and_evaluated_anew(commands, capsys):
-    words = ["--log", "log.jsonl", "--rows", "cot"]
-    table(capsys, "procedures", *words)
-    n = len(commands)
-    table(capsys, "votes", *words, "--out", "elsewhere")  # the log has its first row, of the first student
-    scripts = sorted(command[0] for command in commands[n:])
-    assert scripts == ["annotate.py"] * 2 + ["infer.py"] * 3 + ["train.py"]
-    assert len(table(capsys, "votes", *words, "--no-run")[0]) == 3
-
-
 @pytest.mark.parametrize("has_checkpoint", (True, False))
 def test_a_stopped_training_goes_on_from_its_checkpoint(has_checkpoint, commands, monkeypatch):
     stand_in, found = bench_tables.subprocess.call, []

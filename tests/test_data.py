@@ -1,5 +1,4 @@
-"""data.py: files are read strictly, the loss mask is the roles table's, batches lose nothing, numbers are read as people
-write them, the calculator computes exactly, tokens are BPE's."""
+"""data.py: strict reading, the roles' loss mask, batches, numbers, the calculator, the tokenizer."""
 import json
 import os
 import random
@@ -15,13 +14,13 @@ import torch
 import torch.nn.functional as F
 
 import data
-from data import (END, ROLES, Tokenizer, UserError, copy_examples, encode_problems, encode_segments, make_batch,
-                  plan_batches, read_problems, segments)
+from data import (END, ROLES, Tokenizer, UserError, copy_examples, encode_problems, make_batch, plan_batches,
+                  read_problems, segments)
 from model import GPT, GPTConfig, init_weights
 
-PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do they have?", "answer": "27", "steps": [
+PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do they have?", "steps": [
     {"question": "How many pens does Bo have?", "solution": "Bo has <<12+3=15>>15 pens."},
-    {"question": "How many do they have?", "solution": "They have <<12+15=27>>27 pens."}]}
+    {"question": "How many do they have?", "solution": "They have <<12+15=27>>27 pens."}], "answer": "27"}
 TEXTS = [PROBLEM["problem"], *(text for step in PROBLEM["steps"] for text in step.values())] * 3
 ROOT = Path(data.__file__).parent
 STRINGS = ["", " ", "Bo's 007 pens", "a\n\n b\t \n", "naïve 東京 🙂‍↔️ ½ ٣", "x" * 300, "ababababab aaaaaaa",
@@ -35,16 +34,14 @@ def tokenizer():
 
 # ---- rows --------------------------------------------------------------------------------------------------
 
-def without(field):
-    return {key: value for key, value in PROBLEM.items() if key != field}
-
-
 @pytest.mark.parametrize("row, error", [
     (b"{", "not JSON"), (b'["a"]', "object is expected"), (b'{"problem": "\xff"}', "not UTF-8"),
-    (without("problem"), "'problem' is missing"), (without("steps"), "'steps'"),
-    (without("answer"), "'answer' is missing"), (PROBLEM | {"answer": 27}, "'answer' must be a string, found int"),
-    (PROBLEM | {"problem": " "}, "'problem' is empty"), (PROBLEM | {"steps": []}, "'steps' must be a list with"),
-    (PROBLEM | {"steps": ["a"]}, r"steps\[0\]"), (PROBLEM | {"steps": [{"question": "a"}]}, r"'steps\[0\].solution'"),
+    ({"answer": "1"}, "'problem' is missing"), ({"problem": "a", "answer": "1"}, "'steps'"),
+    ({"problem": "a", "steps": PROBLEM["steps"]}, "'answer' is missing"),
+    (PROBLEM | {"answer": 27}, "'answer' must be a string, found int"),
+    (PROBLEM | {"problem": " "}, "'problem' is empty"),
+    (PROBLEM | {"steps": []}, "'steps' must be a list with"), (PROBLEM | {"steps": ["a"]}, r"steps\[0\]"),
+    (PROBLEM | {"steps": [{"question": "a"}]}, r"'steps\[0\].solution'"),
 ])
 def test_what_is_wrong_in_a_file_is_named_by_file_line_and_field(row, error, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -56,7 +53,8 @@ def test_what_is_wrong_in_a_file_is_named_by_file_line_and_field(row, error, tmp
 
 
 @pytest.mark.parametrize("content, error", [
-    (b"\x1f\x8b\x08", "gzip"), ("{}".encode("utf-16"), "UTF-16"), (b"PAR1\x15\x04", "a Parquet file"), (b"\n", "no problem"),
+    (b"\x1f\x8b\x08", "gzip"), ("{}".encode("utf-16"), "UTF-16"), (b"PAR1\x15\x04", "a Parquet file"),
+    (b"\n", "no problem"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "Git LFS pointer"),
 ])
 def test_a_file_of_another_kind_is_named_for_what_it_is(content, error, tmp_path):
@@ -103,9 +101,10 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path):
 ])
 def test_the_loss_mask_is_what_the_roles_table_says(role, text, in_loss, tokenizer):
     assert set(ROLES) == {"answer", "cot", "unified", "decomposer", "stepwise", "solver"}
-    names = {"P": " Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n", "#": "####", "a": " 27",
-             "q": " How many pens does Bo have?\n", "s": " Bo has <<12+3=15>>15 pens.\n", ".": END,
-             "r": " How many do they have?\n", "t": " They have <<12+15=27>>27 pens.\n"}
+    names = {"P": " Ana has 12 pens. Bo has 3 more than Ana. How many do they have?\n",
+             "q": " How many pens does Bo have?\n", "s": " Bo has <<12+3=15>>15 pens.\n",
+             "r": " How many do they have?\n", "t": " They have <<12+15=27>>27 pens.\n",
+             "#": "####", "a": " 27", ".": END}
     (ids, mask), = encode_problems([PROBLEM], role, tokenizer)
     spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
     assert spell(slice(None)) == "".join(names[c] for c in text)
@@ -119,14 +118,14 @@ def test_one_sequence_a_problem_has_the_loss_of_one_sequence_a_sub_question(toke
         ids, loss_positions, targets, weights = make_batch([sequence])
         return F.cross_entropy(model(ids, loss_positions), targets, reduction="sum")
 
-    whole = summed(encode_problems([PROBLEM], "solver", tokenizer)[0])
-    laid_out = segments(PROBLEM, "solver")
-    parts = 0
-    for k, (text, in_loss) in enumerate(laid_out):
+    before, parts = [], 0
+    for text, in_loss in segments(PROBLEM, "solver"):
+        own = [tokenizer.end] if text is None else tokenizer.encode(text)
         if in_loss:
-            before = [i for t, _ in laid_out[:k] for i in ([tokenizer.end] if t is None else tokenizer.encode(t))]
-            own = [tokenizer.end] if text is None else tokenizer.encode(text)
-            parts = parts + summed((np.array(before + own), np.array([False] * len(before) + [True] * len(own))))
+            mask = [False] * len(before) + [True] * len(own)
+            parts = parts + summed((np.array(before + own), np.array(mask)))
+        before += own
+    whole = summed(encode_problems([PROBLEM], "solver", tokenizer)[0])
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
 
 
@@ -153,11 +152,13 @@ def test_every_sequence_is_in_one_batch_within_the_budget(budget):
 
 
 def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_come_again(tokenizer):
-    problems = [{"problem": f"{name} has {k + 1} pens. How many?", "answer": "1"} for k, name in enumerate("ABCDEFGHIJ")]
+    names = "ABCDEFGHIJ"
+    problems = [{"problem": f"{name} has {k + 1} pens. How many?"} for k, name in enumerate(names)]
+    known = {f" {name} has {k + 1}." for k, name in enumerate(names)}
     examples = copy_examples(problems, tokenizer, 50, seed=3)
-    assert examples == copy_examples(problems, tokenizer, 50, seed=3) != copy_examples(problems, tokenizer, 50, seed=4)
-    assert len(examples) == 50
-    known, reworded = {f" {name} has {k + 1}." for k, name in enumerate("ABCDEFGHIJ")}, []
+    assert len(examples) == 50 and examples == copy_examples(problems, tokenizer, 50, seed=3)
+    assert examples != copy_examples(problems, tokenizer, 50, seed=4)
+    n_statements = n_reworded = 0
     for example in examples:
         n = len(example) // 8  # a name and a number each, four times
         statements = [name + number for (name, _), (number, _) in zip(example[::2], example[1::2])]
@@ -165,11 +166,10 @@ def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_co
         assert 4 <= n <= 8 and len(set(rounds[0])) == n and rounds[0] == rounds[1]
         assert all(sorted(order) == sorted(rounds[0]) for order in rounds)
         assert [in_loss for _, in_loss in example] == [False] * 2 * n + [True] * 6 * n
-        reworded += (others := set(rounds[0]) - known)
-        assert all(re.fullmatch(r" ([A-J] [a-zA-Z]+|[a-zA-Z]+ has) \d+\.", other) for other in others)
-    ids, mask = encode_segments(examples[:1], tokenizer)[0]
-    assert tokenizer.decode(ids.tolist()) == "".join(text for text, _ in examples[0])
-    assert 0.3 < len(reworded) / sum(len(example) / 8 for example in examples) < 0.7
+        reworded = set(rounds[0]) - known
+        assert all(re.fullmatch(r" ([A-J] [a-zA-Z]+|[a-zA-Z]+ has) \d+\.", text) for text in reworded)
+        n_statements, n_reworded = n_statements + n, n_reworded + len(reworded)
+    assert 0.3 < n_reworded / n_statements < 0.7
     many = copy_examples(problems, tokenizer, 1000, seed=3)
     seen = set(tokenizer.encode("".join(text for example in many for text, _ in example)))
     assert all(i in seen for i in range(256, tokenizer.end) if tokenizer.decode([i]).strip().isalpha())
@@ -180,22 +180,24 @@ def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_co
 # ---- answers -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, value", [
-    ("70,000", 70000), ("70000.0", 70000), ("$70,000", 70000), ("$70000.", 70000), ("12,34", None), ("1,2", None),
-    ("1,2345", None), ("1234,567", None), ("1,234,567.50", Fraction(2469135, 2)), ("1/2", Fraction(1, 2)),
-    ("1 1/2", Fraction(3, 2)), ("-1 1/2", Fraction(-3, 2)), ("½", Fraction(1, 2)), ("1½", Fraction(3, 2)), ("+7", 7),
-    ("\u22125", -5), ("-$5", -5), ("$-5", -5), ("\\$9{,}500", 9500), ("12\u202f000", 12000), ("12\u00a0000", 12000),
-    ("12\\,000", 12000), ("\\frac{1}{2}", Fraction(1, 2)), ("2\\tfrac{1}{4}", Fraction(9, 4)), ("50%", 50), (".5", Fraction(1, 2)),
-    ("1/0", None), ("5 apples", None), ("--5", None), ("", None), ("9" * 5000, None), ("٣", None), ("€3.20", Fraction(16, 5)),
-    ("1 2", None), ("1.2.3", None), ("0x10", None),
+    ("70,000", 70000), ("70000.0", 70000), ("$70,000", 70000), ("$70000.", 70000), ("12,34", None),
+    ("1,2", None), ("1,2345", None), ("1234,567", None), ("1,234,567.50", Fraction(2469135, 2)),
+    ("1/2", Fraction(1, 2)), ("1 1/2", Fraction(3, 2)), ("-1 1/2", Fraction(-3, 2)), ("½", Fraction(1, 2)),
+    ("1½", Fraction(3, 2)), ("+7", 7), ("\u22125", -5), ("-$5", -5), ("$-5", -5), ("\\$9{,}500", 9500),
+    ("12\u202f000", 12000), ("12\u00a0000", 12000), ("12\\,000", 12000), ("\\frac{1}{2}", Fraction(1, 2)),
+    ("2\\tfrac{1}{4}", Fraction(9, 4)), ("50%", 50), (".5", Fraction(1, 2)), ("1/0", None),
+    ("5 apples", None), ("--5", None), ("", None), ("9" * 5000, None), ("٣", None),
+    ("€3.20", Fraction(16, 5)), ("1 2", None), ("1.2.3", None), ("0x10", None),
 ])
 def test_a_number_is_read_as_people_write_it(text, value):
     assert data.parse_number(text) == value
 
 
 @pytest.mark.parametrize("a, b, same", [
-    ("1,2", "12", False), ("12,34", "1234", False), ("1/2", "0.5", True), ("1 1/2", "1.5", True), ("+7", "7", True),
-    ("\u22125", "-5", True), ("-5", "5", False), ("Yes.", "true", True), ("no", "False", True), ("yes", "no", False),
-    ("Paris", "paris.", True), ("12", "12.0", True), ("1,2", "1,2", True), ("0.1", "1/10", True), ("$5", "5%", True),
+    ("1,2", "12", False), ("12,34", "1234", False), ("1/2", "0.5", True), ("1 1/2", "1.5", True),
+    ("+7", "7", True), ("\u22125", "-5", True), ("-5", "5", False), ("Yes.", "true", True),
+    ("no", "False", True), ("yes", "no", False), ("Paris", "paris.", True), ("12", "12.0", True),
+    ("1,2", "1,2", True), ("0.1", "1/10", True), ("$5", "5%", True),
 ])
 def test_answers_are_compared_as_numbers_where_both_are(a, b, same):
     assert data.same_answer(a, b) == data.same_answer(b, a) == same
@@ -207,21 +209,25 @@ def test_numbers_in_a_text_have_their_signs():
 
 
 @pytest.mark.parametrize("solution, answer, states", [
-    ("It is -5 degrees.", "5", False), ("It is -5 degrees.", "-5", True), ("10-5 = <<10-5=5>>5 left.", "5", True),
-    ("<<3*4=12>> He buys 12 apples.", "12", True), ("He buys 120 apples.", "12", False), ("That is $1,200.", "1200", True),
-    ("They eat 3/4 of it.", "0.75", True), ("So the answer is no.", "no", True), ("Nobody knows.", "no", False),
-    ("It is 1.5 m.", "5", False), ("It costs 5.", "5", True), ("Use <<2+3=5>>the sum.", "5", True),
+    ("It is -5 degrees.", "5", False), ("It is -5 degrees.", "-5", True),
+    ("10-5 = <<10-5=5>>5 left.", "5", True), ("<<3*4=12>> He buys 12 apples.", "12", True),
+    ("He buys 120 apples.", "12", False), ("That is $1,200.", "1200", True),
+    ("They eat 3/4 of it.", "0.75", True), ("So the answer is no.", "no", True),
+    ("Nobody knows.", "no", False), ("It is 1.5 m.", "5", False), ("It costs 5.", "5", True),
+    ("Use <<2+3=5>>the sum.", "5", True),
 ])
 def test_a_solution_states_an_answer_as_one_of_its_numbers_or_in_its_words(solution, answer, states):
     assert data.states_answer(solution, answer) == states
 
 
 @pytest.mark.parametrize("said, answer, same", [
-    ("m+n = 256+37 = 293", "293", True), ("m+n = 256+37 = 293", "256", False), ("12 apples (3 boxes of 4)", "12", True),
-    ("12 apples (3 boxes of 4)", "3", False), ("So the answer is no.", "no", True), ("No - it sinks", "no", True),
-    ("No - it sinks", "yes", False), ("Yes, it could", "yes", True), ("The answer is 5.", "5", True),
-    ("$9,500.", "9500", True), ("about 12 or 13", "12", False), ("12 [each]", "12", True), ("x = 3 1/2 hours", "3.5", True),
-    ("5 hours, since 10/2 = 5", "5", True), ("no", "yes", False), ("-5 degrees", "5", False), ("true", "yes", True),
+    ("m+n = 256+37 = 293", "293", True), ("m+n = 256+37 = 293", "256", False),
+    ("12 apples (3 boxes of 4)", "12", True), ("12 apples (3 boxes of 4)", "3", False),
+    ("So the answer is no.", "no", True), ("No - it sinks", "no", True), ("No - it sinks", "yes", False),
+    ("Yes, it could", "yes", True), ("The answer is 5.", "5", True), ("$9,500.", "9500", True),
+    ("about 12 or 13", "12", False), ("12 [each]", "12", True), ("x = 3 1/2 hours", "3.5", True),
+    ("5 hours, since 10/2 = 5", "5", True), ("no", "yes", False), ("-5 degrees", "5", False),
+    ("true", "yes", True),
 ])
 def test_a_reply_gives_its_answer_behind_the_last_equals_sign_and_before_brackets(said, answer, same):
     assert data.matches_answer(said, answer) == same
@@ -232,7 +238,8 @@ def test_the_calculator_computes_what_python_does_in_fractions():
     for _ in range(3000):
         parts = [str(draw.randint(0, 99))]
         for _ in range(draw.randint(1, 5)):
-            parts += [draw.choice(["+", "-", "*", "/"]), draw.choice([str(draw.randint(0, 99)), f"({draw.randint(1, 9)}-4)"])]
+            parts.append(draw.choice("+-*/"))
+            parts.append(draw.choice([str(draw.randint(0, 99)), f"({draw.randint(1, 9)}-4)"]))
         expression = "".join(parts)
         try:
             value = eval(re.sub(r"\d+", r"Fraction(\g<0>)", expression))
@@ -246,9 +253,11 @@ def test_the_calculator_computes_what_python_does_in_fractions():
 
 
 @pytest.mark.parametrize("expression, result", [
-    ("3*(4+1.5)", "16.5"), ("1,200*2", "2400"), ("3,5*2", None), ("12,34+1", None), ("5%*20", "1"), ("$7.50/2", "3.75"),
-    ("100/3", "33.33"), ("1/8", "0.125"), ("20/5%", "400"), ("12345678901234567.5*2", "24691357802469135"), ("05*2", "10"), ("7//2", "3"), ("-3+-(2)", "-5"), ("1/0", None), ("2**3", None), ("", None),
-    ("1+", None), ("(1", None), ("a+1", None), ("1 2", None), ("9" * 101, None), ("\u22125+2", "-3"), ("0-0.001", "-0.001"),
+    ("3*(4+1.5)", "16.5"), ("1,200*2", "2400"), ("3,5*2", None), ("12,34+1", None), ("5%*20", "1"),
+    ("$7.50/2", "3.75"), ("100/3", "33.33"), ("1/8", "0.125"), ("20/5%", "400"),
+    ("12345678901234567.5*2", "24691357802469135"), ("05*2", "10"), ("7//2", "3"), ("-3+-(2)", "-5"),
+    ("1/0", None), ("2**3", None), ("", None), ("1+", None), ("(1", None), ("a+1", None), ("1 2", None),
+    ("9" * 101, None), ("\u22125+2", "-3"), ("0-0.001", "-0.001"),
 ])
 def test_the_calculator_takes_gsm8ks_expressions_and_nothing_else(expression, result):
     assert data.calculate(expression) == result
@@ -273,16 +282,17 @@ def test_invalid_annotations_are_found(solution, problems):
     ("3 x 4 = $12 in all.", "3 x 4 = $<<3*4=12>>12 in all."), ("10 ÷ 4 = 2.5", "10 ÷ 4 = <<10/4=2.5>>2.5"),
     ("He has <<3+4=7>>7 and 7 - 2 = 5.", "He has <<3+4=7>>7 and 7 - 2 = <<7-2=5>>5."),
     ("1,200 + 300 = 1,500.", "1,200 + 300 = <<1200+300=1500>>1,500."), ("5-10 = -5", "5-10 = <<5-10=-5>>-5"),
-    ("3*4 = 12 and 2*3 = 6", "3*4 = <<3*4=12>>12 and 2*3 = <<2*3=6>>6"), ("20-8 = 12 left", "20-8 = <<20-8=12>>12 left"),
-    ("10/3 = 3.33 hours", "10/3 = <<10/3=3.33>>3.33 hours"),
+    ("3*4 = 12 and 2*3 = 6", "3*4 = <<3*4=12>>12 and 2*3 = <<2*3=6>>6"),
+    ("20-8 = 12 left", "20-8 = <<20-8=12>>12 left"), ("10/3 = 3.33 hours", "10/3 = <<10/3=3.33>>3.33 hours"),
 ])
 def test_a_plain_equation_gets_its_annotation(solution, annotated):
     assert data.annotate_equations(solution) == annotated
 
 
 @pytest.mark.parametrize("solution", [
-    "10/4 = 2 remainder 2", "10/3 = 3 1/3 hours", "10/4 = 2 R2", "10/4 = 2, r 2", "10/4 = 2 with 2 left over", "10/3 = 3.33...",
-    "3 1/2 * 2 = 7", "7/2 = 3 and a half", "7/2 = 3½ cups", "3:30 - 1 = 2", "3/4 = 75%", "2^3*4 = 32", "10/3 ≈ 3.3", "2*3 = 6 = 5+1",
+    "10/4 = 2 remainder 2", "10/3 = 3 1/3 hours", "10/4 = 2 R2", "10/4 = 2, r 2",
+    "10/4 = 2 with 2 left over", "10/3 = 3.33...", "3 1/2 * 2 = 7", "7/2 = 3 and a half", "7/2 = 3½ cups",
+    "3:30 - 1 = 2", "3/4 = 75%", "2^3*4 = 32", "10/3 ≈ 3.3", "2*3 = 6 = 5+1",
 ])
 def test_what_is_not_certainly_an_equation_stays_as_it_is(solution):
     assert data.annotate_equations(solution) in (solution, "2*3 = <<2*3=6>>6 = 5+1")
@@ -298,7 +308,8 @@ def test_the_calculator_equals_gsm8ks_annotations():
     path = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
     if not path.exists():
         pytest.skip("GSM8K's training file is not here")
-    pairs = [pair for _, row in data.read_rows(path) for pair in re.findall("<<([^<>]*?)=([^<>=]*)>>", row["answer"])]
+    answers = [row["answer"] for _, row in data.read_rows(path)]
+    pairs = [pair for answer in answers for pair in re.findall("<<([^<>]*?)=([^<>=]*)>>", answer)]
     assert len(pairs) == 23716 and all(data.same_answer(data.calculate(a), b) for a, b in pairs)
 
 
@@ -324,47 +335,22 @@ def test_digits_and_newlines_are_single_tokens(tokenizer):
     assert tokenizer.encode("\n") == [tokenizer.ranks[b"\n"]]
 
 
-def brute_force_ids(text, tokenizer, merges):
-    """BPE as Sennrich et al. write it: the earliest learned pair is merged wherever it stands, again and again."""
-    regex = pytest.importorskip("regex")
-    ids = []
-    for word in regex.findall(data.PATTERN, text):
-        parts = [bytes([b]) for b in word.encode()]
-        while pairs := [pair for pair in zip(parts, parts[1:]) if pair in merges]:
-            first, second = min(pairs, key=merges.index)
-            out = []
-            while parts:
-                if parts[:2] == [first, second]:
-                    out.append(first + second)
-                    parts = parts[2:]
-                else:
-                    out.append(parts.pop(0))
-            parts = out
-        ids += [tokenizer.ranks[part] for part in parts]
-    return ids
-
-
-def test_ids_are_those_of_a_brute_force_merge(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    merges = [tuple(bytes(data._BYTE[c] for c in part) for part in line.split(" "))
-              for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
-    words = [word for text in TEXTS for word in text.split()]
-    for text in STRINGS + TEXTS + random_strings(200, " aeopnshvw'") + random_strings(200, words):
-        assert tokenizer.encode(text) == brute_force_ids(text, tokenizer, merges), text
-
-
-def trying_strings():
-    """2,000 strings of every kind that a tokenizer meets, the same each time; those of one character in long runs."""
+def strings_of_every_kind():
+    """2,000 strings, the same each time; those of one character in long runs."""
     rng = random.Random(7)
     planes = [chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(3000)]
-    alphabets = [" aeopnshvw'", "0123456789.,+-*/=<>() ", "\t\n\r \x0b\x0c\x85\xa0\u2003\u2028\u3000a", planes,
-                 [*map(chr, range(128))], "東京都に猫がいます。我有三只貓，한국어도",
-                 ["🙂", "\u200d", "\ufe0f", "👩", "💻", "🇩", "🇪", "1\ufe0f\u20e3", "e\u0301", " "],
-                 ["def ", "return", "    ", "\n", "{", "}", "==", "!=", "->", "self.", "x_1", "0x1F", "/*", "\"", "'", "\t"],
-                 ["'s", "'ll", "'VE", "don't", "I'm", " ", "’s", "Ann", "cats", "$", "½", "٣", "ǅ", "ß", "İ"]]
-    strings = STRINGS + TEXTS + [text for alphabet in alphabets for text in random_strings(200, alphabet, rng)]
-    strings += [c * n + end for c in (*"a ^1\n\t'東", "🙂", "ab", " a", "\u200d") for n in (2, 50, 999) for end in ("", " ", "y")]
-    return [text for text in strings if END not in text]  # transformers reads a special token's name as that token
+    alphabets = [
+        " aeopnshvw'", "0123456789.,+-*/=<>() ", "\t\n\r \x0b\x0c\x85\xa0\u2003\u2028\u3000a", planes,
+        [*map(chr, range(128))], "東京都に猫がいます。我有三只貓，한국어도",
+        ["🙂", "\u200d", "\ufe0f", "👩", "💻", "🇩", "🇪", "1\ufe0f\u20e3", "e\u0301", " "],
+        ["def ", "return", "    ", "\n", "{", "}", "==", "!=", "->", "self.", "x_1", "0x1F", "/*", "\"", "'"],
+        ["'s", "'ll", "'VE", "don't", "I'm", " ", "’s", "Ann", "cats", "$", "½", "٣", "ǅ", "ß", "İ"]]
+    strings = STRINGS + TEXTS
+    for alphabet in alphabets:
+        strings += random_strings(200, alphabet, rng)
+    runs = (*"a ^1\n\t'東", "🙂", "ab", " a", "\u200d")
+    strings += [c * n + end for c in runs for n in (2, 50, 999) for end in ("", " ", "y")]
+    return [text for text in strings if END not in text]  # which transformers reads as the special token
 
 
 @pytest.fixture(params=["learned", "gpt2"])
@@ -379,12 +365,11 @@ def a_tokenizer(request, tokenizer, monkeypatch):
     return Tokenizer.gpt2()
 
 
-def test_ids_are_those_of_tiktoken_and_of_transformers_on_2000_strings(a_tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is the oracle here: pip install transformers")
+def test_ids_are_those_of_tiktoken_and_of_transformers_on_2000_strings(a_tokenizer, tmp_path, transformers):
     a_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    strings = trying_strings()
+    strings = strings_of_every_kind()
     ids = a_tokenizer.encode_batch(strings)
     assert len(strings) > 1800
     for text, ours, other in zip(strings, ids, theirs(strings)["input_ids"]):
@@ -409,10 +394,11 @@ def test_gpt2s_own_files_open_and_are_written_again_as_they_were(a_tokenizer, tm
 
 
 @pytest.mark.parametrize("file, change, error", [
-    ("merges.txt", lambda text: text.replace("\n", "\nx y\n", 1), "vocab.json: not the vocabulary of its merges"),
-    ("merges.txt", lambda text: text[:text.index("\n", 40) + 1], "vocab.json: not the vocabulary of its merges"),
+    ("merges.txt", lambda text: text.replace("\n", "\nx y\n", 1), "vocab.json: not the vocabulary of its"),
+    ("merges.txt", lambda text: text[:text.index("\n", 40) + 1], "vocab.json: not the vocabulary of its"),
     ("merges.txt", None, "merges.txt: No such file"), ("vocab.json", None, "vocab.json: No such file"),
-    ("vocab.json", lambda text: text[:-1], "not a GPT-2 vocabulary"), ("vocab.json", lambda text: "[1]", "not a GPT-2"),
+    ("vocab.json", lambda text: text[:-1], "not a GPT-2 vocabulary"),
+    ("vocab.json", lambda text: "[1]", "not a GPT-2"),
     ("vocab.json", lambda text: text.replace('"!": 0', '"!": 1'), "not the vocabulary of its merges"),
     ("vocab.json", lambda text: text.replace(END, "end"), "not the vocabulary of its merges"),
 ])
@@ -425,8 +411,7 @@ def test_a_broken_vocabulary_is_refused_in_one_line(file, change, error, tokeniz
     assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_tokenizer_json_of_transformers_opens_to_the_same_ids(tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is the oracle here: pip install transformers")
+def test_the_tokenizer_json_of_transformers_opens_to_the_same_ids(tokenizer, tmp_path, transformers):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
@@ -442,10 +427,11 @@ def test_the_tokenizer_json_of_transformers_opens_to_the_same_ids(tokenizer, tmp
 def test_a_damaged_or_missing_file_of_tiktokens_cache_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: 1 / 0)  # what tiktoken does without a network
-    with pytest.raises(UserError, match="6d1cbeee0f20b3d9449abfede4726ed8212e3aee is missing; it is GPT-2's vocab.bpe"):
+    name = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
+    with pytest.raises(UserError, match=f"{name} is missing; it is GPT-2's vocab.bpe"):
         Tokenizer.gpt2()
-    (tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee").write_text("damaged")
-    with pytest.raises(UserError, match="6d1cbeee0f20b3d9449abfede4726ed8212e3aee is damaged"):
+    (tmp_path / name).write_text("damaged")
+    with pytest.raises(UserError, match=f"{name} is damaged"):
         Tokenizer.gpt2()
 
 

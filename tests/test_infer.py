@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 import infer
-from data import (MARK, ROLES, Tokenizer, UserError, calculator_result, encode_problems, make_batch,
-                  run_script, segments, to_line, write_problems)
+from data import (ROLES, Tokenizer, UserError, calculator_result, encode_problems, make_batch, run_script,
+                  segments, to_line, write_problems)
 from infer import PROCEDURES, Sampling, Student, Unfinished, load_student, main, mcnemar, solve, vote, wilson
 from model import GPT, GPTConfig, init_weights
 
@@ -130,8 +130,9 @@ def says_again(tokens):
 
 @pytest.mark.parametrize("name", PROCEDURES)
 def test_batched_dialogues_are_those_of_a_plain_loop(name, trained, monkeypatch):
-    """At any number of rows."""
+    """At any number of rows, also where not all prompts fit into one forward."""
     monkeypatch.setattr(infer, "MAX_LINE", 25)
+    monkeypatch.setattr(infer, "PREFILL_TOKENS", 100)
     procedure, roles = PROCEDURES[name]
     for calculator in (True, False):
         students = {role: Student(*trained[role], rows=1) for role in roles}
@@ -186,15 +187,14 @@ def test_sampled_tokens_are_those_of_numpy(sampling, allowed):
 class Script:
     """A model that continues its row's text, byte by byte, by the first of its scripts that begins like it.
 
-    It is also its own cache: `rows` holds what has been read into each row, `forwards` keeps for each call
-    which row read what, {row: (first position, text)}, and `copies` the copied prefixes.
+    It is also its own cache: `rows` holds what has been read into each row, `forwards` each call's new texts.
     """
 
     def __init__(self, *scripts, block_size=400):
         self.scripts = [BYTES.encode(script) + [BYTES.end] for script in scripts]
         self.config = GPTConfig(BYTES.vocab_size, block_size, 1, 1, 2)
         self.wte = SimpleNamespace(weight=torch.zeros(1))
-        self.rows, self.forwards, self.copies = {}, [], []
+        self.rows, self.forwards = {}, []
         self.k = self.v = torch.zeros(1)
 
     def eval(self):
@@ -204,17 +204,15 @@ class Script:
         self.placed = list(zip(rows, starts, counts))
 
     def copy_prefix(self, source, target, n):
-        self.copies.append((source, target, n))
         self.rows[target] = self.rows[source][:n]
 
     def __call__(self, ids, out_positions, cache):
-        logits, read, first = torch.zeros(len(out_positions), BYTES.vocab_size), {}, 0
+        logits, read, first = torch.zeros(len(out_positions), BYTES.vocab_size), [], 0
         for k, (row, start, n) in enumerate(self.placed):
             new, first = ids[0, first:first + n].tolist(), first + n
-            assert out_positions[k] == first - 1
             sequence = self.rows[row] = self.rows.get(row, [])[:start] + new
             assert len(sequence) == start + n, "a row skips a position"
-            read[row] = start, BYTES.decode(new)
+            read.append(BYTES.decode(new))
             following = [script for script in self.scripts if script[:len(sequence)] == sequence]
             logits[k, following[0][len(sequence)] if following else ord("?")] = 1
         self.forwards.append(read)
@@ -241,31 +239,16 @@ def scripted(rows=1):
     return {"solver": student(Script(WRONG, RIGHT), rows), "decomposer": student(Script(ASK), rows)}
 
 
-def answer_students(problems, answers, rows):
-    """The student of `answer`, by script: it writes answers[k] after problems[k]."""
-    scripts = [f" {problem['problem']}\n#### {text}" for problem, text in zip(problems, answers)]
-    return {"answer": student(Script(*scripts), rows)}
-
-
-def xs(*lengths):
-    """Problems of so many letters."""
-    return [{"problem": "x" * n, "answer": "1", "steps": []} for n in lengths]
-
-
 def test_appended_texts_are_read_in_one_forward_and_nothing_is_read_twice():
     """A solver's cache is kept from one sub-question to the next."""
     students = scripted()
     list(solve([ANN], infer.socratic, students))
     for one, sequence in ((students["decomposer"], ASK), (students["solver"], RIGHT)):
-        blocks = [block for forward in one.model.forwards for block in forward.values()]
-        joined = ""
-        for start, text in blocks:
-            assert start == len(joined)
-            joined += text
-        assert joined == sequence
-    first, *texts = (text for _, text in blocks)
-    assert first == " Ann has 3.\n How many with 4?\n"  # the problem is read with the first question
-    assert {text for text in texts if len(text) > 1} == {"=7>>", "\n How many with 5?\n", "=12>>", "\n####"}
+        blocks = [text for forward in one.model.forwards for text in forward]
+        assert "".join(blocks) == sequence
+    assert blocks[0] == " Ann has 3.\n How many with 4?\n"  # the problem is read with the first question
+    appended = {text for text in blocks[1:] if len(text) > 1}
+    assert appended == {"=7>>", "\n How many with 5?\n", "=12>>", "\n####"}
 
 
 def test_a_full_block_and_a_problem_that_is_too_long_end_the_dialogue_and_no_other():
@@ -285,34 +268,8 @@ def test_samples_read_their_problem_once(rows):
     found = solve([ANN], infer.socratic, students, sampling=Sampling(1e-6), samples=3)
     assert {record["answer"] for _, record in found} == {"12"}
     for one in students.values():
-        texts = [text for forward in one.model.forwards for _, text in forward.values()]
+        texts = [text for forward in one.model.forwards for text in forward]
         assert sum(text.startswith(" Ann") for text in texts) == 1
-    assert len(students["decomposer"].model.copies) == min(rows, 3) - 1  # a row keeps the prompt that it has
-
-
-def test_rows_that_decode_are_not_held_up_by_prompts(monkeypatch):
-    """A row writes in the forwards, too, in which another reads a long problem."""
-    monkeypatch.setattr(infer, "MAX_REPEATED", 1000)
-    problems = xs(*range(300, 306))
-    students = answer_students(problems, ["7" * (20 + 13 * k) for k in range(6)], rows=3)
-    assert len(list(solve(problems, infer.answer, students))) == 6
-    forwards = students["answer"].model.forwards
-    beside = [sorted(len(text) for _, text in forward.values()) for forward in forwards[1:]]
-    beside = [lengths for lengths in beside if lengths[-1] > 300]
-    assert len(beside) == 3 and all(lengths[:2] == [1, 1] for lengths in beside)
-    writes = [22 + 13 * k for k in range(6)]
-    assert sum(map(len, forwards)) == sum(writes)
-    assert len(forwards) == writes[2] + writes[5]  # the busiest row's: it was held up by nobody
-
-
-def test_a_prompt_beyond_what_a_forward_reads_waits_for_no_shorter_ones(monkeypatch):
-    monkeypatch.setattr(infer, "PREFILL_TOKENS", 20)
-    problems = xs(9, 60, *(9 + k % 7 for k in range(30)))
-    students = answer_students(problems, ["7"] * 32, rows=3)
-    order = [index for index, _ in solve(problems, infer.answer, students)]
-    assert sorted(order) == list(range(32)) and order.index(1) < 6
-    read = [[len(text) for _, text in forward.values()] for forward in students["answer"].model.forwards]
-    assert all(len(lengths) == 1 or sum(lengths) <= 20 for lengths in read)
 
 
 @pytest.mark.parametrize("role, procedure, text", [
@@ -333,54 +290,21 @@ def test_guidance_stands_between_the_problem_and_the_questions(role, procedure, 
 
 # ---- the procedures ----------------------------------------------------------------------------------------
 
-def talk(name, *lines):
-    """Drive a procedure by hand. lines: what students write, "." for <|endoftext|> alone, "text." for both.
-
-    Returns its requests, a list of (role, kind, appended text), and the record.
-    """
-    record = {"steps": [], "answer": None}
-    procedure, requests, reply = PROCEDURES[name][0](ANN, record), [], None
-    for text in (*lines, None):
-        try:
-            role, kind, append = procedure.send(reply)
-        except StopIteration:
-            return requests, record
-        requests.append((role, kind, "".join(append)))
-        assert text is not None, "the procedure wants more"
-        reply = (text[:-1], "end") if text.endswith(".") else (text, "newline")
-    raise AssertionError("the procedure never ended")
-
-
-TEACHER = {"socratic": ["q1", "q2", ".", "s1", "s2", "a."], "given": ["s1", "s2", "a."],
-           "stepwise": ["q1", "s1", "q2", "s2", ".", "a."], "unified": ["q1", "s1", "q2", "s2", "#### a."],
-           "cot": ["s1", "s2", "#### a."], "answer": ["a."]}
-
-
 @pytest.mark.parametrize("name", PROCEDURES)
 def test_each_student_reads_and_writes_the_sequence_of_its_role(name):
-    """What a student has read and written in the end is what data.segments lays out for training its role."""
-    steps = [{"question": f"q{i}", "solution": f"s{i}"} for i in (1, 2)]
-    problem = {"problem": ANN["problem"], "answer": "a", "steps": steps}
-    requests, record = talk(name, *TEACHER[name])
-    sequences = {role: to_line(ANN["problem"]) for role in PROCEDURES[name][1]}
-    for (role, kind, appended), text in zip(requests, TEACHER[name]):
-        if kind == "answer" or text.startswith(MARK):
-            written = text.removesuffix(".")
-        else:
-            written = to_line(text) if text != "." else ""
-        sequences[role] += appended + (" " + written if kind == "answer" else written)
+    """A scripted student errs as soon as it reads anything but what data.segments lays out for training."""
+    procedure, roles = PROCEDURES[name]
+    sequences = {role: "".join(text or "" for text, _ in segments(ANN, role)) for role in roles}
+    students = {role: student(Script(sequence)) for role, sequence in sequences.items()}
+    (_, record), = solve([ANN], procedure, students)
+    fields = {"cot": ["solution"], "answer": []}.get(name, ["question", "solution"])
+    steps = [{field: step[field] for field in fields} for step in ANN["steps"]] if fields else []
+    assert record == {"steps": steps, "answer": "12", "unfinished": None}
     for role, sequence in sequences.items():
-        laid_out = "".join(text or "" for text, _ in segments(problem, role))
-        if name == "given":
-            for step, own in zip(steps, ANN["steps"]):
-                laid_out = laid_out.replace(step["question"], own["question"])
-        assert sequence == laid_out
-    assert record["answer"] == "a"
-    fields = {"solution"} if name == "cot" else {"question", "solution"}
-    assert name == "answer" or [set(step) for step in record["steps"]] == [fields] * 2
+        assert BYTES.decode(students[role].model.rows[0]) == sequence
 
 
-@pytest.mark.parametrize("name, lines, why", [
+@pytest.mark.parametrize("name, lines, why", [  # of what students write; "." is <|endoftext|>
     ("socratic", ["."], "the decomposer wrote no question"),
     ("socratic", [f"q{i}" for i in range(17)], "the decomposer went on after 16 steps"),
     ("socratic", ["q1", "q2."], "the decomposer did not end its question properly"),
@@ -393,9 +317,11 @@ def test_each_student_reads_and_writes_the_sequence_of_its_role(name):
     ("cot", ["s", "#### 5"], "the cot student did not end its answer properly"),
     ("answer", ["."], "the answer student wrote no answer")])
 def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
-    with pytest.raises(Unfinished) as caught:
-        talk(name, *lines)
-    assert str(caught.value) == why
+    requests = PROCEDURES[name][0](ANN, {"steps": [], "answer": None})
+    requests.send(None)
+    with pytest.raises(Unfinished, match=f"^{why}$"):
+        for text in lines:
+            requests.send((text[:-1], "end") if text.endswith(".") else (text, "newline"))
 
 
 def test_a_line_without_end_is_cut_and_one_that_repeats_itself_sooner():
@@ -406,15 +332,6 @@ def test_a_line_without_end_is_cut_and_one_that_repeats_itself_sooner():
         (_, record), = solve([ANN], infer.answer, students)
         assert record["unfinished"] == f"the answer student {why}"
     assert students["answer"].tokens_written == 48  # three times 14 letters, then the next multiple of 8
-
-
-def test_repetition_is_found_as_by_counting_and_not_in_sums_or_lists():
-    rng = random.Random(5)
-    for _ in range(3000):
-        phrase = rng.choices("ab1", k=rng.randrange(1, 15))
-        before, after = rng.choices("ab1", k=rng.randrange(6)), phrase[:rng.randrange(3)]
-        tokens = before + phrase * rng.randrange(1, 9) + after
-        assert infer.repeats_itself(tokens) == says_again(tokens), tokens
     for text in ("1*2*2*2*2*2*2*2*2*2*2*2*2=", "10+10+10+10+10+10=", "1,000,000,000,000"):
         assert not infer.repeats_itself(list(text))
 
@@ -478,29 +395,24 @@ def rows_of(path):
 
 def test_evaluation_counts_and_keeps_every_dialogue(shown):
     unknown = {"problem": "Bob?", "answer": "1", "steps": ANN["steps"][:1], "id": "bob", "source": "b"}
-    lines = shown("--out", "o", problems=[ANN, unknown, ANN | {"answer": "15"}, {"problem": "Ann has 3."}])
+    unscored = [{"problem": "Ann has 3."}, {"problem": "Ann has 3.", "answer": None, "id": 7}]
+    lines = shown("--out", "o", problems=[ANN, unknown, ANN | {"answer": "15"}, *unscored])
     assert re.fullmatch(r"[\d.]+ s, [\d.]+ problems/s, [\d,]+ tokens/s written", lines[0])
     assert [line for line in lines[1:] if "BLEU" not in line] == [
         "1 step: 0.0 % (0/1)", "2 steps: 50.0 % (1/2)", "b: 0.0 % (0/1)", "no source: 50.0 % (1/2)",
         "questions exactly the teacher's: 66.7 % (2/3), in any order: 66.7 % (2/3)",
         "unfinished: 1 (the decomposer repeated itself)",
-        "not scored, without a known answer: 1 of 4", "accuracy 33.3 % (1/3), 95 % interval 6.1-79.2"]
+        "not scored, without a known answer: 2 of 5", "accuracy 33.3 % (1/3), 95 % interval 6.1-79.2"]
     results = rows_of("o")
-    assert [result["correct"] for result in results] == [True, False, False, None]
+    assert [result["correct"] for result in results] == [True, False, False, None, None]
     assert results[0] == {"row": 1, "id": 1, "problem": "Ann has 3.", "steps": ANN["steps"], "answer": "12",
                           "unfinished": None, "correct": True, "teacher": "12"}
     assert results[1]["id"] == "bob" and results[1]["unfinished"] == "the decomposer repeated itself"
-    assert results[3]["answer"] == "12" and results[3]["teacher"] is None
-
-
-def test_problems_without_answers_are_solved_and_not_scored(shown):
-    lines = shown("--out", "o", "--report", "r", problems=[{"problem": "Ann has 3."}, {
-        "problem": "Ann has 3.", "answer": None, "id": 7}])
-    assert lines[1:] == ["not scored, without a known answer: 2 of 2"]
-    assert [(row["id"], row["answer"], row["correct"]) for row in rows_of("o")] == [
-        (1, "12", None), (7, "12", None)]
+    assert results[3]["answer"] == "12" and results[3]["teacher"] is None and results[4]["id"] == 7
+    assert shown(problems=unscored)[1:] == ["not scored, without a known answer: 2 of 2"]
     questions = [{"question": step["question"]} for step in ANN["steps"]]
-    assert "100.0 % (1/1)" in shown("--procedure", "given", problems=[ANN | {"steps": questions}])[-1]
+    lines = shown("--procedure", "given", problems=[ANN | {"steps": questions}])
+    assert "100.0 % (1/1)" in lines[-1]
 
 
 def test_samples_vote_in_an_evaluation(shown):
@@ -577,7 +489,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(folder, capsys):
 
 def test_another_runs_results_and_foreign_files_are_refused(shown, capsys):
     shown("--out", "o", problems=[ANN, ANN])
-    own, argv = Path("o").read_bytes(), ["--eval", "p.jsonl", "--out", "o"]
+    own = Path("o").read_bytes()
     another = "--out o: holds another run's results (not the same {}); name another file, or remove it"
     foreign = "o: no results file of --eval FILE --out FILE"
     Path("other_weights").mkdir()
@@ -587,8 +499,22 @@ def test_another_runs_results_and_foreign_files_are_refused(shown, capsys):
             (own, ["--solver", "other_weights"], 2, another.format("students")),
             (b'{"problem": "x"}\n', [], 1, foreign), (b"notes", [], 1, foreign)):
         Path("o").write_bytes(content)
-        assert fails(capsys, *argv, *flags) == (status, f"error: {message}\n")
+        assert fails(capsys, "--eval", "p.jsonl", "--out", "o", *flags) == (status, f"error: {message}\n")
         assert Path("o").read_bytes() == content
+
+
+@pytest.mark.parametrize("flag, path, message", [
+    ("--out", "/dev/full", "[Errno 28] No space left on device"),
+    ("--out", "no/such/folder.jsonl", "no/such/folder.jsonl: No such file or directory"),
+    ("--report", "none/x.html", "none/x.html: No such file or directory"),  # before the evaluation
+])
+def test_results_that_cannot_be_written_are_one_line(shown, monkeypatch, capsys, flag, path, message):
+    if path.startswith("/dev") and not Path(path).exists():
+        pytest.skip("no /dev/full here")
+    if flag == "--report":
+        monkeypatch.setattr(infer, "solve", None)
+    write_problems("p.jsonl", [ANN])
+    assert fails(capsys, "--eval", "p.jsonl", flag, path) == (1, f"error: {message}\n")
 
 
 def test_two_results_files_are_compared(tmp_path, monkeypatch, capsys):
@@ -607,16 +533,6 @@ def test_two_results_files_are_compared(tmp_path, monkeypatch, capsys):
         "McNemar's exact test: p = 0.18"]
     refusal = "error: --compare: a and c are not of the same problems\n"
     assert fails(capsys, "--compare", "a", "c") == (1, refusal)
-
-
-@pytest.mark.parametrize("out, message", [
-    ("/dev/full", "error: [Errno 28] No space left on device\n"),
-    ("no/such/folder.jsonl", "error: no/such/folder.jsonl: No such file or directory\n")])
-def test_results_that_cannot_be_written_are_one_line(shown, capsys, out, message):
-    if out.startswith("/dev") and not Path(out).exists():
-        pytest.skip("no /dev/full here")
-    write_problems("p.jsonl", [ANN])
-    assert fails(capsys, "--eval", "p.jsonl", "--out", out) == (1, message)
 
 
 # ---- the prompt and the flags ------------------------------------------------------------------------------
@@ -748,22 +664,14 @@ def test_bad_usage_is_one_line(argv, status, message, tmp_path, monkeypatch, cap
     assert code == status and said.startswith("error: " + message) and said.count("\n") == 1
 
 
-def test_a_report_that_cannot_be_written_is_said_before_the_evaluation(shown, monkeypatch, capsys):
-    monkeypatch.setattr(infer, "solve", None)
-    write_problems("p.jsonl", [ANN])
-    assert fails(capsys, "--report", "none/x.html", "--eval", "p.jsonl") == (
-        1, "error: none/x.html: No such file or directory\n")
-
-
 # ---- students' folders -------------------------------------------------------------------------------------
 
 def test_a_student_opens_with_its_own_vocabulary(folder, trained):
+    (folder / "student.json").write_text('{"role": "solver", "guidance": "equations"}')
     loaded = load_student(folder, "solver", rows=2)
-    assert loaded.tokenizer.ranks == trained["solver"][1].ranks
+    assert loaded.tokenizer.ranks == trained["solver"][1].ranks and loaded.guidance == "equations"
     for p, q in zip(loaded.model.parameters(), trained["solver"][0].parameters()):
         torch.testing.assert_close(p.double(), q, rtol=1e-6, atol=1e-7)
-    (folder / "student.json").write_text('{"role": "solver", "guidance": "equations"}')
-    assert load_student(folder, "solver", rows=1).guidance == "equations"
 
 
 def test_a_folder_that_does_not_fit_is_one_line(folder, trained):

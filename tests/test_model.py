@@ -1,5 +1,4 @@
-"""model.py against independent truths: transformers' GPT-2, float64, rows alone without a cache, Hugging
-Face's libraries, a local hub that fails in many ways."""
+"""model.py against transformers' GPT-2, float64, rows alone without a cache, and a local hub that fails."""
 import hashlib
 import http.server
 import json
@@ -20,7 +19,8 @@ from model import (GPT, PUBLISHED_FILES, GPTConfig, KVCache, download_published,
                    prepack_matrices, read_safetensors, write_safetensors)
 
 GPT2_SMALL = (50257, 1024, 12, 12, 768)  # vocab_size, block_size, n_layer, n_head, n_embd
-SHAPES = [(97, 32, 1, 1, 8), (301, 64, 3, 4, 48), (1000, 128, 4, 4, 128), (13, 7, 2, 5, 35), GPT2_SMALL]
+SHAPES = [(97, 32, 1, 1, 8), (301, 64, 3, 4, 48), (1000, 128, 4, 4, 128), (13, 7, 2, 5, 35),
+          (300, 40, 2, 2, 32, 0.0, "none"), GPT2_SMALL]
 
 
 def small_model(vocab_size=50, block_size=24, n_layer=2, n_head=2, n_embd=16):
@@ -49,11 +49,6 @@ def refusal(folder, run, *args):
         run(*args)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
     return str(error.value)
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip("transformers", reason="the oracle of this test: pip install transformers")
 
 
 def opened_by(transformers, folder, dtype):
@@ -93,31 +88,6 @@ def test_bfloat16_logits_are_as_close_to_the_exact_ones_as_those_of_transformers
     assert error < 0.02 and error < 1.5 * their_error
 
 
-def test_greedy_decoding_of_ragged_prompts_is_that_of_generate(tmp_path, transformers):
-    model = random_model(SHAPES[1])
-    model.save_pretrained(tmp_path)
-    theirs, model = opened_by(transformers, tmp_path, torch.float64), model.double()
-    rng, T, new, end = random.Random(4), 20, 30, 300
-    prompts = [[rng.randrange(end) for _ in range(n)] for n in (20, 1, 7, 13, 2, 19, 11, 5)]
-    left = torch.tensor([[end] * (T - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
-    expected = theirs.generate(left, attention_mask=mask, max_new_tokens=new, do_sample=False)[:, T:].tolist()
-
-    cache, written, lengths = KVCache(model.config, 8, dtype=torch.float64), [], [0] * 8
-    pending = prompts
-    for _ in range(new):
-        counts = [len(ids) for ids in pending]
-        cache.place(list(range(8)), lengths, counts)
-        with torch.no_grad():
-            logits = model(torch.tensor([sum(pending, [])]), torch.tensor(counts).cumsum(0) - 1, cache)
-        written.append(logits.argmax(-1).tolist())
-        lengths = [n + count for n, count in zip(lengths, counts)]
-        pending = [[token] for token in written[-1]]
-    for ours, row in zip(zip(*written), expected):
-        stop = row.index(end) + 1 if end in row else new
-        assert list(ours[:stop]) == row[:stop]
-
-
 def loss_and_gradients(model, ids):
     model.zero_grad()
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -140,12 +110,10 @@ def test_checkpointed_activations_change_no_gradient_and_keep_fewer_tensors():
 
 def test_dropout_acts_in_training_alone():
     model, ids = small_model(), random_ids(50, 2, 20)
+    without = model(ids)
     model.config.dropout = 0.5
-    assert torch.equal(model(ids), model(ids))
-    model.train()
-    assert not torch.equal(model(ids), model(ids))
-    model.config.dropout = 0.0
-    assert torch.equal(model(ids), model.eval()(ids))
+    assert torch.equal(model(ids), without)
+    assert not torch.equal(model.train()(ids), without)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -158,12 +126,6 @@ def test_a_compiled_model_has_the_same_gradients(checkpointed):
     for T in 20, 13:
         for plain, again in zip(*(loss_and_gradients(m, random_ids(50, 3, T)) for m in (model, compiled))):
             torch.testing.assert_close(plain, again, rtol=1e-10, atol=1e-12)
-
-
-def test_out_positions_select_logits_of_the_flattened_batch():
-    model, ids = small_model(), random_ids(50, 3, 9)
-    chosen = torch.tensor([0, 8, 13, 26])
-    torch.testing.assert_close(model(ids, chosen), model(ids).flatten(0, 1)[chosen])
 
 
 def test_a_cropped_model_has_the_same_logits(tmp_path):
@@ -179,28 +141,16 @@ def test_a_cropped_model_has_the_same_logits(tmp_path):
 
 # ---- how students from scratch start ---------------------------------------------------------------------
 
-def test_initial_weights_are_those_of_gpt2_with_embeddings_ten_times_larger():
-    model = init_weights(GPT(GPTConfig(5000, 256, 8, 4, 256)))
-    apart = [i for j in range(32) for i in (j, 128 + j)]  # the sinusoids by which 4 heads of 64 look back
-    others = [i for i in range(256) if i not in apart]
-    assert model.wte.weight[:, apart].abs().max() == 0
-    assert abs(model.wte.weight[:, others].std() - 0.2) < 1e-3
-    assert abs(model.wpe.weight.norm(dim=1) - 0.3 * math.sqrt(128)).max() < 1e-4  # sin^2 + cos^2 = 1
-    assert abs(model.h[0].mlp.c_fc.weight.std() - 0.02) < 2e-4
-    assert abs(model.h[5].mlp.c_proj.weight.std() - 0.02 / 4) < 1e-4  # sqrt(2 * 8) = 4
-    assert model.h[1].attn.c_attn.bias.abs().max() == 0 and (model.h[3].ln_2.weight == 1).all()
-    assert 0.2 < model(random_ids(5000, 2, 99)).std() < 0.5  # sqrt(256) * 0.02 = 0.32: as GPT-2's
-
-
 @pytest.mark.parametrize("n_head", [1, 2, 4, 8])
 def test_heads_of_the_first_layer_look_back_at_first(n_head):
-    """Each head's attention, computed by hand, is mostly on the token 1, 2, 3, ... before."""
+    """Each head's attention is mostly on the token 1, 2, 3, ... before; logits are as small as GPT-2's."""
     model = init_weights(GPT(GPTConfig(500, 300, 1, n_head, 128)))
     x = model.wte(random_ids(500, 200)) + model.wpe.weight[50:250]
     q, k, _ = model.h[0].attn.c_attn(model.h[0].ln_1(x)).view(200, 3, n_head, -1).permute(1, 2, 0, 3)
     scores = (q @ k.mT / math.sqrt(128 // n_head)).masked_fill(torch.ones(200, 200).triu(1).bool(), -math.inf)
     for back, attention in enumerate(scores.softmax(-1), 1):
         assert attention.diagonal(-back).mean() > (0.7 if n_head < 8 else 0.4)
+    assert 0.1 < model(random_ids(500, 2, 99)).std() < 0.4  # sqrt(128) * 0.02 = 0.23
 
 
 # ---- the key-value cache, and prepacked matrices ---------------------------------------------------------
@@ -226,19 +176,6 @@ def test_rows_of_a_ragged_cached_batch_equal_each_row_alone_without_cache(few_ca
             torch.testing.assert_close(own, alone, rtol=1e-9, atol=1e-9)
 
 
-def test_a_row_with_a_copied_prefix_goes_on_as_if_it_had_read_it():
-    model, (prompt, more) = small_model().double(), random_ids(50, 2, 9).tolist()
-    cache = KVCache(model.config, 4, dtype=torch.float64)
-    cache.place([3], [0], [9])
-    model(torch.tensor([prompt]), cache=cache)
-    cache.copy_prefix(3, 1, 6)
-    cache.place([1, 3], [6, 9], [9, 1])
-    logits = model(torch.tensor([more + more[:1]]), cache=cache)[0]
-    for found, ids in (logits[:9], prompt[:6] + more), (logits[9:], prompt + more[:1]):
-        alone = model(torch.tensor([ids]))[0, -len(found):]
-        torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-9)
-
-
 def test_prepacked_matrices_give_the_same_logits():
     model, ids = init_weights(GPT(GPTConfig(600, 32, 2, 8, 512)), 5).eval(), random_ids(600, 3, 32)
     with torch.inference_mode():
@@ -262,17 +199,14 @@ def test_saved_and_opened_again_has_the_same_bytes(tmp_path):
 
 def test_an_opened_model_holds_no_view_of_its_file_unless_it_is_mapped(tmp_path):
     """So that it can be trained into the folder that it came from where a mapped file cannot be replaced."""
-    model, path = small_model(), tmp_path / "model.safetensors"
-    maps = Path("/proc/self/maps")  # which Linux has
-    model.save_pretrained(tmp_path)
+    small_model().save_pretrained(tmp_path)
+    maps, path = Path("/proc/self/maps"), str(tmp_path / "model.safetensors")
+    if not maps.exists():
+        pytest.skip("no /proc/self/maps on this system")
     opened = GPT.from_pretrained(tmp_path)
-    if maps.exists():
-        assert str(path) not in maps.read_text()
-        mapped = GPT.from_pretrained(tmp_path, mapped=True)
-        assert str(path) in maps.read_text() and torch.equal(mapped.wte.weight, model.wte.weight)
-    with open(path, "r+b") as f:
-        f.write(bytes(path.stat().st_size))
-    assert all(torch.equal(p, q) for p, q in zip(opened.parameters(), model.parameters(), strict=True))
+    assert path not in maps.read_text()
+    mapped = GPT.from_pretrained(tmp_path, mapped=True)
+    assert path in maps.read_text() and torch.equal(mapped.wte.weight, opened.wte.weight)
 
 
 def named(model, prefix="transformer."):
@@ -311,10 +245,6 @@ def test_a_folder_written_by_transformers_opens_to_the_same_logits(tmp_path, tra
     opened = GPT.from_pretrained(tmp_path)
     torch.testing.assert_close(opened(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
     assert opened.config.dropout == 0.1
-    expected = pytest.importorskip("safetensors.torch").load_file(tmp_path / "model.safetensors")
-    tensors = dict(read_safetensors(tmp_path / "model.safetensors"))
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
 
 
 def test_a_student_goes_to_transformers_is_trained_there_and_comes_back(tmp_path, transformers):
@@ -437,36 +367,6 @@ def test_other_files_are_refused_in_one_line_and_not_run(file, content, message,
     assert not Path("ran").exists()
 
 
-def mutate(raw, rng):
-    """A safetensors file with bits flipped, or bytes cut out, doubled or replaced, mostly in its header."""
-    n, raw = 8 + int.from_bytes(raw[:8], "little"), bytearray(raw)
-    if rng.random() < 0.5:
-        for _ in range(rng.randint(1, 5)):
-            raw[rng.randrange(rng.choice([8, n, len(raw)]))] ^= 1 << rng.randrange(8)
-    else:
-        a, b = sorted(rng.randrange(rng.choice([n, len(raw)])) for _ in range(2))
-        raw[a:b] = rng.choice([b"", raw[a:b] * 2, rng.randbytes(b - a)])
-    return bytes(raw)
-
-
-def test_a_mutated_weights_file_opens_to_the_right_shapes_or_is_refused_in_one_line(tmp_path):
-    model, rng, refused = small_model(vocab_size=11, block_size=5, n_layer=1, n_embd=8), random.Random(6), 0
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    raw = path.read_bytes()
-    for k in range(300):
-        path.write_bytes(mutate(raw, rng))
-        try:
-            opened = GPT.from_pretrained(tmp_path, mapped=k % 2 == 0)
-        except ValueError as e:
-            refused += 1
-            assert str(tmp_path) in str(e) and "\n" not in str(e), e
-        else:
-            for p, wanted in zip(opened.parameters(), model.parameters(), strict=True):
-                assert p.shape == wanted.shape and p.isfinite().all()
-    assert 150 < refused < 300  # a bit of a weight changed is another weight
-
-
 # ---- the published weights -------------------------------------------------------------------------------
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -532,6 +432,12 @@ def assert_whole(folder, server):
     assert all((folder / file).read_bytes() == server.files[file] for file in PUBLISHED_FILES)
 
 
+def put_files(folder, server):
+    folder.mkdir(parents=True)
+    for file in PUBLISHED_FILES:
+        (folder / file).write_bytes(server.files[file])
+
+
 @pytest.mark.parametrize("faults", [{}, {"no_length": True}, {"statuses": [503, 429]}])
 def test_published_weights_are_downloaded_once_in_spite_of_a_busy_hub(faults, hub):
     hub.faults.update(faults)
@@ -561,10 +467,11 @@ def test_without_the_hub_one_line_says_what_to_put_where(hub, tmp_path, monkeypa
     told = refusal(tmp_path / "cache", download_published, "gpt2", tmp_path / "cache")
     assert "refused" in told and "put config.json, vocab.json, " in told
     folder = Path(told.rpartition(" into ")[2])
-    folder.mkdir(parents=True)
-    for file in PUBLISHED_FILES:
-        (folder / file).write_bytes(hub.files[file])
+    put_files(folder, hub)
     assert download_published("gpt2", tmp_path / "cache") == folder
+    older = tmp_path / "home" / "hub" / "models--gpt2" / "snapshots" / COMMIT
+    put_files(older, hub)
+    assert download_published("gpt2") == older  # where transformers has what it downloaded as gpt2
 
 
 def test_hugging_faces_library_finds_our_download_and_we_find_its(hub, tmp_path):
@@ -581,14 +488,6 @@ def test_hugging_faces_library_finds_our_download_and_we_find_its(hub, tmp_path)
         path = hf_hub_download(filename=file, cache_dir=tmp_path / "theirs", **theirs)
     hub.requests.clear()
     assert download_published("gpt2", tmp_path / "theirs") == Path(path).parent and not hub.requests
-
-
-def test_what_transformers_downloaded_as_gpt2_is_found(hub, tmp_path):
-    folder = tmp_path / "home" / "hub" / "models--gpt2" / "snapshots" / COMMIT
-    folder.mkdir(parents=True)
-    for file in PUBLISHED_FILES:
-        (folder / file).write_bytes(hub.files[file])
-    assert download_published("gpt2") == folder and not hub.requests
 
 
 def test_train_starts_from_published_weights_by_name(hub, tmp_path, monkeypatch):
