@@ -390,9 +390,10 @@ def write_config(folder, config, dtype):
     fields = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config.vocab_size,
               "n_positions": config.block_size, "n_ctx": config.block_size, "n_embd": config.n_embd,
               "n_layer": config.n_layer, "n_head": config.n_head, "n_inner": None,
-              "activation_function": GELU_NAMES[config.gelu], "layer_norm_epsilon": 1e-5, "resid_pdrop": config.dropout,
-              "embd_pdrop": config.dropout, "attn_pdrop": config.dropout, "tie_word_embeddings": True,
-              "bos_token_id": end, "eos_token_id": end, "torch_dtype": str(dtype).removeprefix("torch.")}
+              "activation_function": GELU_NAMES[config.gelu], "layer_norm_epsilon": 1e-5,
+              "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout,
+              "tie_word_embeddings": True, "bos_token_id": end, "eos_token_id": end,
+              "torch_dtype": str(dtype).removeprefix("torch.")}
     generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
                   "max_length": config.block_size}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
