@@ -2103,7 +2103,7 @@ def name_those_together(story):
 
 
 def write_text(story):
-    """The text of a problem: its facts and its question."""
+    """The text of a problem, its facts and its question; and the question alone."""
     name_those_together(story)
     rng, narrator, sentences, previous = story.rng, Narrator(story.rng), [], None
     for k, fact in enumerate(story.facts):
@@ -2139,10 +2139,11 @@ def write_text(story):
         would = {"present": "will", "past": "would"}.get(fact.tense)
         question = write_question(story, narrator, would if rng.random() < 0.6 else None)
         if re.match("(How|What|With|For|By) .*\\?", question):
-            sentences[-1], question = f"If {decapital(last[:-1], story)},", decapital(question, story)
+            sentences[-1] = f"If {decapital(last[:-1], story)},"
+            return " ".join([*sentences, decapital(question, story)]), question
     else:
         question = write_question(story, narrator)
-    return " ".join([*sentences, question])
+    return " ".join([*sentences, question]), question
 
 
 def write_solution(step):
@@ -2156,9 +2157,16 @@ def write_solution(step):
 
 
 def write_problem(story):
-    """A story as a row of the JSONL file, without its id."""
+    """A story as a row of the JSONL file, without its id.
+
+    The last sub-question is the problem's own: in words that it never saw a decomposer copies it more surely
+    than it asks anew.
+    """
+    text, question = write_text(story)
     steps = [{"question": step.clause.ask(), "solution": write_solution(step)} for step in story.steps]
-    return {"problem": write_text(story), "steps": steps,
+    if question not in [step["question"] for step in steps]:
+        steps[-1]["question"] = question
+    return {"problem": text, "steps": steps,
             "answer": TEACHER.number(story.steps[-1].clause.value), "source": "templates",
             "kinds": [fact.kind for fact in story.facts]}
 

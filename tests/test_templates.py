@@ -474,6 +474,14 @@ def repeated(drawn):
     return sum(n for n in counts.values() if n > 1) / len(drawn)
 
 
+def test_the_last_sub_question_is_the_problems_own(stories):
+    for _, row in stories:
+        *earlier, last = (step["question"] for step in row["steps"])
+        assert last not in earlier
+        own = row["problem"].endswith((last, last[0].lower() + last[1:]))
+        assert own or any(row["problem"].endswith(question) for question in earlier)
+
+
 def test_hardly_two_problems_share_a_text_but_for_names_nouns_and_numbers(stories):
     assert repeated(stories) < 0.02
 
