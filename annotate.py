@@ -3075,10 +3075,10 @@ def llm_teacher(args):
         endpoint.stop.set()
         counts = log.write_splits(args.split)
 
-    annotated, rejected, failed = (log.rows_with(field) for field in ("steps", "rejected", "failed"))
-    for field, rows in ("rejected", rejected), ("failed", failed):
-        for reason, n in Counter(row[field] for row in rows).most_common(5):
-            print(f"{field}: {n:,} ({reason})")
+    annotated, rejected, failed = (log.rows_with(key) for key in ("steps", "rejected", "failed"))
+    for key, rows in ("rejected", rejected), ("failed", failed):
+        for reason, n in Counter(row[key] for row in rows).most_common(5):
+            print(f"{key}: {n:,} ({reason})")
     print(f"{len(annotated):,} problems annotated, {len(rejected):,} rejected, {len(failed):,} set aside for "
           f"the next run; {endpoint.n_requests:,} requests, {sum(endpoint.tokens):,} tokens")
     if n_asked < len(todo):

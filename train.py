@@ -556,8 +556,8 @@ def encode_fitting(problems, path, tokenizer, block_size, args):
         raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
     if len(rows) < len(sequences):
         left_out = len(sequences) - len(rows)
-        tell(args, f"{path}: {left_out:,} of {len(sequences):,} problems are left out: they are longer than "
-                   f"the block of {block_size} tokens")
+        tell(args, f"{path}: left out, since longer than the block of {block_size} tokens: {left_out:,} of "
+                   f"{len(sequences):,} problems")
     return [sequences[row - 1] for row in rows], rows
 
 

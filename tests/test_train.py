@@ -461,7 +461,7 @@ def test_problems_longer_than_the_block_are_counted(here, capsys, problems):
     block_size = lengths[4] - 1  # every token but the last is read
     train.main(["--role", "answer", "--steps", "1", "--block-size", str(block_size), "--n-embd", "8"])
     n = sum(length > lengths[4] for length in lengths)
-    message = f"{n} of 8 problems are left out: they are longer than the block of {block_size} tokens"
+    message = f"left out, since longer than the block of {block_size} tokens: {n} of 8 problems"
     assert f"annotations/train.jsonl: {message}" in capsys.readouterr().err
 
 
