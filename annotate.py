@@ -75,7 +75,7 @@ def capital(text):
 
 def article(noun):
     """A noun behind its article: "an apple"."""
-    return f"{'an' if noun[0] in 'aeio' or noun.startswith('um') else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeio' or noun.startswith(('um', 'hour')) else 'a'} {noun}"
 
 
 def join(names):
@@ -2153,7 +2153,9 @@ def write_solution(step):
     more." before it, twice as long, they solve a third less (tests/RESULTS.md).
     """
     equation = step.op.join(TEACHER.number(value) for value in step.values())
-    return f"<<{equation}={TEACHER.number(step.clause.value)}>>{step.clause.say()}."
+    value = TEACHER.number(step.clause.value)
+    result = re.sub(r"(\.\d)0$", r"\1", value)  # not 7.50 but 7.5, as the calculator writes it
+    return f"<<{equation}={result}>>{step.clause.say()}."
 
 
 def write_problem(story):

@@ -1,9 +1,9 @@
-"""Solve problems with trained students: one, those typed at a prompt, or a file of them in batches.
+r"""Solve problems with trained students: one, those typed at a prompt, or a file of them in batches.
 
     students = {role: load_student(Path("runs", role), role, rows=1) for role in ("solver", "decomposer")}
     problem = {"problem": "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have?"}
     for _, record in solve([problem], socratic, students):
-        print(*(f"{step['question']} {step['solution']}" for step in record["steps"]), sep="\\n")
+        print(*(f"{step['question']} {step['solution']}" for step in record["steps"]), sep="\n")
         print("Answer:", record["answer"])
 
 A procedure, such as `socratic`, says for one problem which student writes what; it reads like the paper's

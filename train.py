@@ -209,7 +209,7 @@ EMBEDDING_EPS = 1e-4  # of AdamW: smaller than the gradients of words in use, la
 
 
 def make_optimizers(model, args):
-    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; only matrices decay.
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all; vectors do not decay.
 
     Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The
     softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that
@@ -795,10 +795,16 @@ def next_command(args):
         words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
         if args.train != Path("annotations/train.jsonl"):
             words += ["--train", args.train, "--valid", args.valid]
+        if args.out != Path("runs/solver"):
+            words += ["--out", f"{args.out}-decomposer"]
         words += [] if args.init else ["--minutes", "2.5"]
+        for flag in ("epochs", "patience") if args.init else ():
+            words += [f"--{flag}", getattr(args, flag)] if getattr(args, flag) else []
     else:
         is_default = args.role in ("solver", "decomposer")
         words = ["infer.py"] if is_default else ["infer.py", "--procedure", args.role]
+        if args.role == "decomposer" and args.init and (args.init / "student.json").exists():
+            words += ["--solver", args.init] if args.init != Path("runs/solver") else []
         if args.out != Path("runs", args.role):
             words += [f"--{infer.student_flag(args.role)}", args.out]
     return shlex.join(["python", *map(str, words)])

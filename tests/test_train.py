@@ -471,7 +471,9 @@ def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
     train.main(["--role", "solver", "--train", "my file.jsonl", "--out", "s", *short])
     assert capsys.readouterr().out.endswith(
         "next: python train.py --role decomposer --init s --train 'my file.jsonl' "
-        "--valid annotations/valid.jsonl --minutes 2.5\n")
+        "--valid annotations/valid.jsonl --out s-decomposer --minutes 2.5\n")
+    train.main(["--role", "decomposer", "--init", "s", "--train", "my file.jsonl", "--out", "d", "--steps", "1"])
+    assert capsys.readouterr().out.endswith("next: python infer.py --solver s --decomposer d\n")
     train.main(["--role", "cot", "--train", "my file.jsonl", *short])
     assert capsys.readouterr().out.endswith("next: python infer.py --procedure cot\n")
 
