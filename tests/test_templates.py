@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import annotate as teacher
+import data
 
 N = 20_000
 
@@ -378,9 +379,10 @@ def test_rows_have_steps_that_compute(stories):
             for operator, number in zip(operators, numbers[1:]):
                 value = {"+": value + number, "-": value - number, "*": value * number,
                          "/": value / number}[operator]
-            assert value == Fraction(result) and re.search(rf"\b{re.escape(result)}\b",
-                                                           step["solution"].split(">>")[1]), step
-        assert result == row["answer"]
+            said = re.search(r"[\d.]*\d", step["solution"].split(">>")[1])[0]
+            assert value == Fraction(result) == Fraction(said), step
+            assert result == data.calculate(expression), step  # what a student finds there when it solves
+        assert Fraction(result) == Fraction(row["answer"])
 
 
 def test_numbers_are_those_of_children_and_stand_in_the_text(stories):
