@@ -377,7 +377,10 @@ def tidy(text):
 # possessive. {N} is the number with its noun ("5 apples"), {M} "5 more apples", {L} "5 fewer apples", {G}
 # like {M} or "another 5", {F} "5 of them", {k} the number alone, {T} the noun; {Tail} is {tail} at the
 # beginning of a sentence. [have] is a verb in the story's tense: of {S}, [#be] of the number, [+be] of many,
-# [-be] of one, [&have] of {O}, [!have] of {S} now. A wording is drawn only where all its fields are there.
+# [-be] of one, [&have] of {O}, [!have] of {S} now. {S:obj} is "him". Of some kinds alone: {m} how many each
+# group has, {P} a price, {D} a duration, {x} how many times, {nth} "third", {ref} what is compared with,
+# {box} a container, {per} "each day", {at} "in" or "on". A wording is drawn only where all its fields are
+# there.
 FACTS = read_wordings("""
 have: {S} ([have]|[own]) {N} {tail}. | {S} [have] a {box} with {N}. | There [#be] {N} in {S's} {box}. | In
   {S's} {box} there [#be] {N}. | {S} [keep] {N} in a {box}. | {S} ([start] with|[have] a collection of) {N}.
