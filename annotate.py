@@ -29,8 +29,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from fractions import Fraction
-from functools import cache, reduce
-from itertools import accumulate
+from itertools import accumulate, product
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from random import Random
@@ -126,6 +125,7 @@ class Thing:
         return self.of(2)
 
 
+DOLLARS = Thing("dollar")
 AUXILIARIES = {  # present of many and of one, past of many and of one; DO is that of a question
     "DO": ("do", "does", "did", "did"), "be": ("are", "is", "were", "was"),
     "have": ("have", "has", "had", "had")}
@@ -160,7 +160,7 @@ def conjugate(verb, tense, many):
 BOYS = word_list("""Adam Ali Anton Ben Bill Bruno Carl Chen Dan David Diego Eric Felix Finn Frank Fred George
 Hassan Henry Hugo Ivan Jack Jake James Jamal Jim Joe John Jonas Josh Juan Karl Kevin Kofi Kurt Leo Liam Luis
 Marco Mark Matt Max Mike Milo Ned Nick Noah Oliver Omar Oscar Paul Pedro Peter Raj Robert Ryan Sam Simon Steve
-Tariq Ted Theo Tim Tom Tony Victor Will Yuri Zack""")
+Tariq Ted Theo Tim Tom Tony Victor Yuri Zack""")
 GIRLS = word_list("""Alice Amara Amy Ana Anna Beth Carla Carmen Carol Chloe Clara Dana Daisy Elena Ella Emily
 Emma Eva Farah Fiona Gina Grace Greta Hana Hannah Helen Ines Irene Jane Jenny Jill Joan Julia Kate Kim Laila
 Laura Lena Lily Lina Lisa Lucy Maria Mary Maya Megan Mia Mina Nadia Nancy Nina Nora Olga Olivia Priya Rania
@@ -255,7 +255,7 @@ donate:tsch trade:t drop:fgth share:f return:tsh burn:h waste:fs serve:fg finish
 tear:s lend_out:tsh ship:tsch hand_out:ftsg pass_out:fts put_away:tsch send_off:sat recycle:sh ruin:c
 release:a hide:t smash:h crush:f drop_off:tsch mail:s bury:t spoil:f leave_behind:tsch squash:g chop_up:g""")
 # what shops and schools do
-FOR_PLACES = "buy, get, order, receive, sell, use, give away, donate, lend out, ship, purchase"
+FOR_PLACES = word_list("buy get order receive sell use give_away donate lend_out ship purchase")
 # what people do and count
 ACTS = [(verb, Thing(noun)) for verb, noun in row_list("""read:page walk:mile run:mile jog:mile drive:mile
 cycle:kilometer swim:lap solve:problem do:push-up do:sit-up score:point score:goal take:photo write:letter
@@ -344,8 +344,11 @@ chair:stool:seat goldfish:guppy:fish violin:guitar:instrument""")]
 CROWDS = word_list("""in_the_class on_the_bus in_the_park at_the_party in_the_choir in_the_club at_the_camp
 in_the_hall on_the_train in_the_theater at_the_pool in_the_museum""")
 NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten eleven twelve")
+BILLS = 5, 10, 20, 50, 100, 500, 1000, 5000
+EACH = "each", "every", "per"
+NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
 NTH = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 10: "tenth"}
-PRONOUNS = {row[0]: dict(zip(("", "obj", "'s"), row))
+PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
             for row in row_list("he:him:his she:her:her it:it:its they:them:their")}
 ONSETS = word_list("""b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sc sh
 sk sl sm sn sp st th tr wh""")
@@ -356,16 +359,12 @@ CODAS = word_list("b ck d g k l ll m n n nd ng nn nt p r rd rk rt s ss st t tt t
 # ---- the template teacher's language: wordings -------------------------------------------------------------
 
 def read_wordings(text):
-    """Lines "kind: wording | another (wording|one)", continued behind spaces, as {kind: [wording, ...]}."""
-    kinds = {}
-    for row in re.sub(r"\n\s+", " ", text.strip()).split("\n"):
-        kind, _, wordings = row.partition(": ")
-        kinds[kind] = []
-        for wording in wordings.split(" | "):
-            before, _, rest = wording.partition("(")
-            options, _, after = rest.partition(")")
-            kinds[kind] += [tidy(before + option + after) for option in options.split("|")]
-    return kinds
+    """A list of wordings, separated by "|"; "(a|b)" inside one stands for each of both."""
+    wordings = []
+    for wording in re.split(r"\|(?![^()]*\))", " ".join(text.split())):
+        options = [part.split("|") for part in re.split(r"[()]", wording)]
+        wordings += [tidy("".join(parts)) for parts in product(*options)]
+    return [one for one in wordings if one]
 
 
 def tidy(text):
@@ -373,282 +372,526 @@ def tidy(text):
     return re.sub(r" ([,.?])", r"\1", " ".join(text.split()))
 
 
-# A line is a kind of fact and its wordings. {S} is who it is about, {O} another one, 's behind it makes the
-# possessive. {N} is the number with its noun ("5 apples"), {M} "5 more apples", {L} "5 fewer apples", {G}
-# like {M} or "another 5", {F} "5 of them", {k} the number alone, {T} the noun; {Tail} is {tail} at the
-# beginning of a sentence. [have] is a verb in the story's tense: of {S}, [#be] of the number, [+be] of many,
-# [-be] of one, [&have] of {O}, [!have] of {S} now. {S:obj} is "him". Of some kinds alone: {m} how many each
-# group has, {P} a price, {D} a duration, {x} how many times, {nth} "third", {ref} what is compared with,
-# {box} a container, {per} "each day", {at} "in" or "on". A wording is drawn only where all its fields are
-# there.
-FACTS = read_wordings("""
-have: {S} ([have]|[own]) {N} {tail}. | {S} [have] a {box} with {N}. | There [#be] {N} in {S's} {box}. | In
-  {S's} {box} there [#be] {N}. | {S} [keep] {N} in a {box}. | {S} ([start] with|[have] a collection of) {N}.
-act: {S} [{V}] {N} {tail}. | {Tail}, {S} [{V}] {N}. | {Tail} {S} [{V}] {N}. | {S} ([manage] to {V}|[be] able
-  to {V}|[{V}] exactly) {N} {tail}.
-cost: {S} [cost] {N}. | The price of {S} [-be] {N}. | ({S} [be] sold|One can buy {S}) for {N}. | {N} [-be] the
-  price of {S:obj}. | The shop [-sell] {S} for {N}.
-there: There [#be] {N} {tail}. | {Tail} there [#be] {N}. | Someone [-count] {N} {tail}. | {N} [#be] {tail}. |
-  {Tail}, ({N} can be seen|there [#be] exactly {N}).
-money: {S} [have] ({N} {tail}|{N} in {his} pocket|saved {N}). | There [#be] {N} in {S's} purse. | {S} [start]
-  with {N}. | {S} [carry] {N} with {him}. | In {S's} wallet there [#be] {N}.
-be: {S} [be] {N} {adj} {tail}. | The {side} of {S} [-be] {N}. | {S} [have] a {side} of {N}. | {S's} {side}
-  [-be] {N}. | {S} [be] exactly {N} {adj}. | In {side}, {S} [measure] {N}.
-age: {S} [be] ({N} old {tail}|{k} years of age|{k}). | {S's} age [-be] {k}. | At the moment, {S} [be] {N} old.
-  | {S} [be] now {k} years old. | The age of {S} [-be] {N}.
-weigh: {S} [weigh] {N}. | ({S's} weight|The weight of {S:obj}) [-be] {N}. | The scale [-show] {N} for {S}. |
-  {S} ([weigh] exactly|[be] weighed:) {N}.
-gain: {S} [{V}] {G} (|{where}). | (Then {S}|Later {S}|{Where}, {S}|After that {S}|{S} also) [{V}] {G}.
-given: {O} [&give] ({S:obj} {G}|{G} to {S:obj}). | {S} ([get] {G} from|[be] given {G} by|[receive] {G} from)
-  {O}. | Then {O} [&bring] {S:obj} {G}. | {O} [&send] {G} to {S:obj}. | Then {O} [&give] {S:obj} {G}.
-lose: {S} [{V}] ({F}|{k} of {own}|{F} {where}). | (Then {S}|{S} then|{Where}, {S}|Later {S}|After that {S})
-  [{V}] {F}.
-gives: {S} [give] ({F} to {O}|{k} of {own} to {O}|{O} {F}). | Then {S} [give] {F} to {O}. | {O} [&get] {F}
-  from {S:obj}. | {S} ([hand] {F}|[pass] {F} on|[sell] {F}|[give] {F} away) to {O}.
-spend: {S} [spend] {N} on {item}. | {S} [buy] {item} for {N}. | {S} [pay] {N} for {item}. | For {item} {S}
-  [pay] {N}. | Then {S} [spend] {N} on {item}. | {S} [use] {N} to buy {item}. | {S} [buy] {item} that [-cost]
-  {N}.
-earn: {S} ([earn] {M} by|[get] {N} for) {job}. | For {job} {S} [earn] {M}. | {O} [&give] {S:obj} {N}. | {S}
-  [make] {N} by {job}. | {S} [receive] {N} for {his} birthday. | {S} [find] {N} in the street.
-come: (|Then|Later|After a while|{Later},|Soon) {G} [#{V}].
-go: (|Then|Later|After a while|{Later},|Suddenly) {F} [#{V}].
-some gained: {S} [{V}] some more. | Then {S} [{V}] some more {T}. | {S} [{V}] some more {where}. | Later {S}
-  [{V}] a few more {T}. | {S} [{V}] another lot of {T}. | Then {S} [{V}] some others.
-some given: {O} [&give] {S:obj} some more. | {S} [get] some more {T} from {O}. | {O} [&bring] {S:obj} some
-  {T}. | {S} [be] given some more by {O}. | Then {O} [&give] some {T} to {S:obj}. | {S} [receive] a few more
-  from {O}.
-some lost: {S} [{V}] some of them. | Then {S} [{V}] some. | {S} [{V}] some of the {T} {where}. | Later {S}
-  [{V}] a few of them. | {S} [{V}] some {T}. | {Where}, {S} [{V}] some of them.
-some gave: {S} [give] (some of them to {O}|{O} some of the {T}). | ({S} [hand] some|Then {S} [give] some {T})
-  to {O}. | ({O} [&take] some|{S} [give] {O} a few) of them.
-some came: Some more {T} [+{V}]. | Then some (more {T}|others) [+{V}]. | More {T} [+{V}]. | (Later a
-  few|{Later}, some) more [+{V}].
-some left: Some of them [+{V}]. | Then some (of the|) {T} [+{V}]. | Later a few of them [+{V}]. | {Later},
-  some [+{V}]. | After a while some of them [+{V}].
-some had: {S} ([have] some|[have] a {box} of|[own] some|[have] a number of) {T}. | {S} ([have]|[keep]) some
-  {T} in a {box}.
-some there: There [+be] some {T} {tail}. | Some {T} [+be] {tail}. | {Tail} there [+be] some {T}. | {Tail},
-  some {T} can be seen. | There [+be] (a number of|) {T} {tail}.
-now has: Now {S} [!have] {N}. | {S} [!have] {N} now. | {S} now [!have] {N}. | That [-leave] {S:obj} with {N}.
-  | (After that|In the end) {S} [have] {N}. | {S} [end] up with {N}. | {S} [have] {N} after that.
-now there: (Now|After that) there [#be] {N} {tail}. | Now {N} [#be] {tail}. | (In the end|Then) there [#be]
-  {N} {tail}. | After that {N} [#be] {tail}.
-more: ({S} [{V}] {M} {tail}|{Tail}, {S} [{V}] {M}) than {ref:obj}. | Compared with {ref:obj}, {S} [{V}] {M}
-  {tail}. | {S} [{V}] ({M} {tail} than {ref} {do}|{N} more {tail} than {ref:obj}).
-fewer: ({S} [{V}] {L} {tail}|{Tail}, {S} [{V}] {L}) than {ref:obj}. | Compared with {ref:obj}, {S} [{V}] {L}
-  {tail}. | {S} [{V}] ({L} {tail} than {ref} {do}|{N} {less} {tail} than {ref:obj}).
-times: {S} [{V}] {x} times as {many} {what} {tail} as {ref:obj}. | {S} [{V}] {x} times the {amount} {tail}
-  that {ref} {do}. | {Tail}, {S} [{V}] {x} times as {many} {what} as {ref:obj}. | {S} [{V}] {x} times as
-  {many} {what} {tail} as {ref} {do}. | {S} [{V}] {x} times {O's} {amount}. | Compared with {ref:obj}, {S}
-  [{V}] {x} times as {many} {what} {tail}.
-twice: {S} [{V}] twice as {many} {what} {tail} as {ref:obj}. | {S} [{V}] double the {amount} {tail} that {ref}
-  {do}. | {S} [{V}] two times as {many} {what} {tail} as {ref:obj}. | {Tail}, {S} [{V}] twice as {many} {what}
-  as {ref:obj}. | {S} [{V}] twice the {amount} {tail} that {ref} {do}. | {S} [{V}] double {O's} {amount}.
-half: {S} [{V}] half as {many} {what} {tail} as {ref:obj}. | {S} [{V}] half the {amount} {tail} that {ref}
-  {do}. | {S} [{V}] only half as {many} {what} {tail} as {ref:obj}. | {Tail}, {S} [{V}] half as {many} {what}
-  as {ref:obj}. | {S} [{V}] half (of the {amount} that {ref} {do}|{O's} {amount}).
-fraction: {S} [{V}] (a|one) {nth} as {many} {what} {tail} as {ref:obj}. | {S} [{V}] a {nth} of the {amount}
-  that {ref} {do}. | {Tail}, {S} [{V}] a {nth} as {many} {what} as {ref:obj}. | {S} [{V}] only a {nth} as
-  {many} {what} {tail} as {ref:obj}. | {S} [{V}] one {nth} of the {amount} that {ref} {do}.
-there more: There [#be] {M} {tail} than {ref:obj}. | {Tail} there [#be] {M} than {ref:obj}. | Compared with
-  the {ref}, there [#be] {M}. | {M} than {ref:obj} [#be] {tail}. | There [#be] {N} more {tail} than {ref:obj}.
-there fewer: There [#be] {L} {tail} than {ref:obj}. | {Tail} there [#be] {L} than {ref}. | {L} than {ref:obj}
-  [#be] {tail}. | There [#be] {N} {less} {tail} than {ref:obj}.
-there times: There [+be] {x} times as many {T} {tail} as {ref:obj}. | {Tail} there [+be] {x} times as many {T}
-  as {ref:obj}. | There [+be] {x} times as many {T} as {ref:obj} {tail}. | {X} times as many {T} as {ref:obj}
-  [+be] {tail}.
-there twice: There [+be] (twice|two times) as many {T} {tail} as {ref:obj}. | {Tail} there [+be] twice as many
-  {T} as {ref:obj}. | Twice as many {T} as {ref:obj} [+be] {tail}.
-there half: There [+be] (|only) half as many {T} {tail} as {ref:obj}. | {Tail} there [+be] half as many {T} as
-  {ref:obj}. | Half as many {T} as {ref:obj} [+be] {tail}.
-there fraction: There [+be] (a|one) {nth} as many {T} {tail} as {ref:obj}. | {Tail} there [+be] a {nth} as
-  many {T} as {ref:obj}. | Only a {nth} as many {T} as {ref:obj} [+be] {tail}.
-is more: {S} [be] ({N}|{k} {units}) {more} than {O}. | {S} [be] {N} {more} than {O} [&be]. | Compared with
-  {O:obj}, {S} [be] {N} {more}. | {S} [be] exactly {N} {more} than {O}. | {O} [&be] {N} {less} than {S:obj}.
-is fewer: {S} [be] ({N}|{k} {units}) {less} than {O}. | {S} [be] {N} {less} than {O} [&be]. | Compared with
-  {O:obj}, {S} [be] {N} {less}. | {S} [be] exactly {N} {less} than {O}. | {O} [&be] {N} {more} than {S:obj}.
-is times: {S} [be] {x} times as {adj} as {O} (|[&be]). | (The {side} of {S:obj}|{S's} {side}) [-be] {x} times
-  that of {O:obj}. | {S} [be] exactly {x} times as {adj} as {O}. | Compared with {O:obj}, {S} [be] {x} times
-  as {adj}.
-is twice: {S} [be] twice as {adj} as {O} (|[&be]). | The {side} of {S} [-be] twice that of {O:obj}. | {S}
-  ([have] twice the {side} of|[be] exactly twice as {adj} as) {O}. | Compared with {O:obj}, {S} [be] twice as
-  {adj}.
-is half: {S} [be] (|only) half as {adj} as {O}. | The {side} of {S} [-be] half that of {O:obj}. | {S} [be]
-  half as {adj} as {O} [&be]. | {S} [have] half the {side} of {O:obj}. | {O} [&be] twice as {adj} as {S:obj}.
-is fraction: {S} [be] (a|one) {nth} as {adj} as {O}. | The {side} of {S} [-be] a {nth} of that of {O:obj}. |
-  {S} [be] only a {nth} as {adj} as {O}. | ({S's} {side} [-be] a {nth} of that|{S} [have] a {nth} of the
-  {side}) of {O:obj}.
-all: {S} [{V}] ({N} {tail}|a total of {N}). | In total, {S} [{V}] {N}. | {S} [{V}] {N} in all. | Altogether,
-  {S} [{V}] {N}. | {S} [{V}] {N} altogether.
-all there: There [#be] ({N} {tail} in all|{N} in all {tail}|a total of {N} {tail}). | {Tail} there [#be] {N}.
-  | (In all|Altogether) there [#be] {N} {tail}.
-some are: ({K} of them|Of these, {k}|{K} of the {T}|{K}|Only {k} of them|Among them, {k}) [#be] {adj}.
-share is: ({Share} of them|{Share} of the {T}|Of these, {share}|Exactly {share} of the {T}|{Share} of these
-  {T}|Among them, {share}) [+be] {adj}.
-the rest: (The rest|The others|All the others|The remaining ones|The remaining {T}|All other {T}) [+be] {adj}.
-groups: {S} [have] {N} (with {m} {T} {at}|of {m} {T}) each. | {S} [have] {N}. Each {group} [-have] {m} {T}. |
-  {S} ([have] {N}. There [+be]|[own] {N} with) {m} {T} {at} each {group}. | {S} [have] {N} and {at} each
-  {group} there [+be] {m} {T}. | {S} [have] {N}. Every {group} [-hold] {m} {T}.
-there groups: There [#be] {N} {here} with {m} {T} {at} each {group}. | There [#be] {N}, each with {m} {T}. |
-  There [#be] {N}. (Every {group} [-have]|{At} each {group} there [+be]) {m} {T}. | {N} [#have] {m} {T} each.
-  | Each of {N} [-have] {m} {T}.
-each has: There [+be] {m} {T} {at} each {group}. | (Each {group} [-have]|{At} each {group} there [+be]|Every
-  {group} [-have]|Each {group} [-contain]) {m} {T}. | {m} {T} [+be] {at} each {group}.
-buys groups: {S} [{V}] {N} (of {m} {T} each|with {m} {T} in each {group}). | Then {S} [{V}] {N} with {m} {T}
-  each. | {S} [{V}] {N} of {T}. Each {group} [-have] {m} {T}. | {S} [{V}] {N} of {T} with {m} in each. | Then
-  {S} [{V}] {N} of {m} {T}.
-shares: {S} ([share]|[divide]) {them} equally among {N}. | {S} [give] {them} to {N}, the same number to each.
-  | {S} [split] {them} evenly between {N}. | {S} [want] to share {them} equally among {N}. | {N} [#get] {them}
-  in equal shares.
-packs of: {S} [pack] {them} in {groups} of {m}. | {S} [put] {m} of {them} into each {group}. | Each {group}
-  can hold {m} {T}. | {S} [put] {them} into {groups} with {m} in each. | {S} [want] to put {them} into
-  {groups} of {m}. | {m} {T} fit into one {group}. | {S} [arrange] {them} in {groups} of {m}.
-packs into: {S} [pack] {them} into {N}, the same number in each. | {S} [put] {them} equally into {N}. | {S}
-  ([divide]|[want] to put) {them} into {N} equally. | {S} [split] {them} evenly into {N}. | {S} [sort] {them}
-  into {N} with equally many in each.
-sells at: {S} [sell] {them} (for|at) {N} each. | Each {one} [-be] sold for {N}. | {S} [sell] {them} all for
-  {N} apiece. | {S} [get] {N} for each {one}. | {S} [sell] each {one} for {N}.
-uses daily: {S} [use] {k} {T} each {unit}. | Every {unit} {S} [use] {k} of {them}. | {S} ([need] {k} {T}
-  every|[use] {k} {T} per) {unit}. | Each {unit} {S} [give] away {k} {T}. | {S} [use] up {k} of {them} every
-  {unit}.
-wants: {S} ([want]|[need]|would like|[hope]) to {bare} {N}. | {S} [have] to {bare} {N} in all. | {S's} goal
-  [-be] to {bare} {N}.
-gives each: {S} [give] {m} {T} (to each of|each to) {N}. | Then {S} [give] each of {N} {m} {T}. | {S} [hand]
-  {m} {T} to each of {N}. | ({N} [#get] {m} {T} each|Each of {N} [-get] {m} {T}) from {S:obj}.
-gets from each: Each of {N} [-give] {S:obj} {m} {T}. | {N} [#give] {S:obj} {m} {T} each. | {S} [get] {m} {T}
-  from each of {N}. | Then each of {N} [-give] {S:obj} {m} {T}. | {S} [receive] {m} {T} from each of {N}. |
-  {N} [#bring] {S:obj} {m} {T} each.
-each person: {N} [#have] {m} {T} each {here}. | (Each of {N}|There [#be] {N}. Each {one}) [-have] {m} {T}. |
-  {N} [#bring] {m} {T} each. | There [#be] {N} and each {one} [-own] {m} {T}. | {N} each [#have] {m} {T}.
-per: {S} [{V}] {N} {per}. | {Per}, {S} [{V}] {N}. | {S} (always|usually) [{V}] {N} {per}. | {S} [{V}] ({N} in
-  one {unit}|exactly {N} {per}).
-for so long: ({S} [do] this|{S} [keep] this up|This [-go] on|{S} [do] so|{S} [continue] like this) for {N}. |
-  This [-last] {N}.
-per for: {S} [{V}] {N} {per} for {D}. | For {D} {S} [{V}] {N} {per}. | {S} [{V}] {N} (every|each) {unit} for
-  {D}. | {Per}, {S} [{V}] {N}, for {D}. | For {D}, {S} [{V}] {N} each {unit}.
-in so long: {S} [{V}] {N} in {D}. | In {D}, {S} [{V}] {N}. | It [-take] {S:obj} {D} to {V} {N}. | {S} [{V}]
-  ({N} within|a total of {N} in) {D}. | {S} [need] {D} to {V} {N}.
-costs: (One {one}|{A one}|Each {one}) [-cost] {P}. | The price of one {one} [-be] {P}. | {T} ([+cost]|[+be]
-  sold at) {P} each.
-buys at: {S} [{V}] {N} (for|at) {P} each. | {S} [{V}] {N}. Each {one} [-cost] {P}. | {S} [{V}] {N} that
-  [#cost] {P} each. | One {one} [-cost] {P} and {S} [{V}] {N}. | {S} [{V}] {N} at a price of {P} each.
-buys: {S} ([{V}]|[want] to buy|[take]|[order]) {N}. | {S} [get] {N} {where}. | {S} [pay] for {N}.
-paid for all: {S} [pay] {P} for {N} {here}. | {S} [{V}] {N} for {P} in all. | {S} [spend] {P} on {N}. | {N}
-  [#cost] {S:obj} {P} in all. | Together, {N} [#cost] {P}. | {S} [{V}] {N} and [pay] {P}.
-spent in all: {S} ([spend] {N} on|[pay] {N} for) {T}. | {S} [buy] {T} for {N}. | For {T}, {S} [spend] {N}. |
-  {S} ([spend] a total of {N} on|[give] {N} for) {T}.
-pays with: {S} ([pay] with|[give] the cashier|[hand] over) {bill}. | {S} [pay] with {N}. | {S} [put] {bill} on
-  the counter. | {S} [give] {N} to the cashier.
-cuts: {S} [be] cut into pieces of {N}. | Someone [-cut] {S} into pieces of {N} each. | {S} [be] cut into
-  pieces, each {N} long. | ({O} [&cut] {S} into|{O} [&divide] {S} into|{S} [be] sawn into equal) pieces of
-  {N}.
-cut off: {O} [&cut] {N} off {S:obj}. | {N} of {S} [#be] cut off. | (Someone [-cut] off|{O} [&use]|{O} [&take])
-  {N} of {S:obj}. | {S} [be] shortened by {N}.
-grows: {S} [grow] ({M}|by {N}). | Then {S} [grow] another {N}. | In a year {S} [grow] {N}. | {S} then [grow]
-  {M}. | During the summer {S} [grow] {N}.
-loses half: {S} [{V}] half of ({them}|the {T}). | (Then {S} [{V}]|{S} [{V}] exactly|{Where}, {S} [{V}]|{S}
-  [{V}] one) half of {them}.
-loses part: {S} [{V}] (a {nth} of {them}|one {nth} of the {T}). | Then {S} [{V}] a {nth} of {them}. | {S}
-  [{V}] a {nth} of the {T}. | ({Where}, {S} [{V}]|{S} [{V}] exactly) a {nth} of {them}.
-parts: (There [#be]|{O} [&see]) {N} {tail}. | {O} [&have] {N}. | {O} [&count] {N} {tail}. | {O} [&draw] {N}. |
-  {O} [&look] at {N} {tail}.
-unneeded age: {S} [be] {k} (years old|). | {S} [have] {k} cousins. | {S} [live] at number {k}. | {S} [have]
-  {k} classmates. | {S} [be] in room {k}.
-setting: {While}, {S} [{V}]. | {S} [{V}] {while}. | {While} {S} [{V}]. | {While}, {crowd} [+{V}]. | {Crowd}
-  [+{V}] {while}. | {S} [{V}]. | {S} [{V}] because {crowd} [+like] it. | {S} [{V}], and {crowd} [+watch]. | It
-  [-be] a sunny day. | {S} [like] {T}. | It [-be] raining, and {S} [be] at home. | {S} [collect] {T}. |
-  Everybody [-know] {S:obj}. | It [-be] the last week of the summer. | {S} [think] about {T}. | Here is a
-  story about {T}.
-has parts: ({S}|Every {what one}|Each {what one}|One {what one}|{S} always|Any {what one}) [have] {N}.
-unneeded time: It [-take] {k} minutes. | It [-be] {k} degrees outside. | It [-be] day {k} of the year. | There
-  [+be] {k} clouds in the sky. | {k} people [+be] watching. | The shop [-be] {k} miles away.
-""")
-# How each kind of clause is asked for; the first wording is that of a sub-question, the others are for the
-# problem's last.
-QUESTIONS = read_wordings("""
-in groups: {How} [+be] (there|) {at} {number}? | {At} {number}, {how} [+be] there? | What [-be] the number of
-  {T} {at} {number}? | Find {how} there [+be] {at} {number}.
-cost of: How much (money [DO] {S} spend on {number}|would {number} cost)? | (What [DO] {S} pay|How much [DO]
-  {S} pay|How much money [DO] {S} need) for {number}? | Find the price of {number}.
-in time: {How} [DO] {S} {V} {tail}? | {Tail}, {how} [DO] {S} {V}? | {How} will {S} {V} {tail}? | Find out
-  {how} {S} [{V}] {tail}. | So {how} [DO] {S} {V} {tail}?
-have: ({How}|What number of {T}) [DO] {S} have {tail}? | What [-be] the number of {T} that {S} [have] {tail}?
-  | {How} [+belong] to {S:obj} {tail}? | So {how} [DO] {S} have {tail}? | (Find out|Tell me) {how} {S} [have]
-  {tail}.
-act: ({How}|What number of {T}) [DO] {S} {V} {tail}? | {Tail}, {how} [DO] {S} {V}? | Find out {how} {S} [{V}]
-  {tail}. | (Can you tell {how}|What [-be] the number of {T} that) {S} [{V}] {tail}? | So {how} [DO] {S} {V}
-  {tail}?
-now: {How} [DO] {S} have (left|now)? | {How} [+be] left? | {How} [DO] {S} still have? | With {how} [DO] {S}
-  end up? | {How} [DO] {S} have in the end? | Now {how} [DO] {S} have? | {How} [-DO] that leave {S:obj}? |
-  {How} [+remain]? | {How} [DO] {S} have after that?
-more now: {How} [DO] {S} have (now|in all|altogether|in total)? | With {how} [DO] {S} end up? | {How} [DO] {S}
-  have in the end? | Now {how} [DO] {S} have? | What [-be] the total number of {T} that {S} [have] now? |
-  {How} [DO] {S} have after that?
-at first: {How} [DO] {S} (have at first|have in the beginning|have before|start with|have to begin with|have
-  originally|have before that)?
-before: {How} [DO] {S} have before {event}?
-there before: {How} [+be] there {tail} before {event}?
-there: {How} [+be] (there|) {tail}? | What number of {T} [+be] there {tail}? | {Tail}, {how} [+be] there? |
-  Find {how} there [+be] {tail}. | {How} can be seen {tail}?
-now there: {How} [+be] (left {tail}|there now {tail}|{tail} now|{tail} in the end|still there {tail}|{tail}
-  after that)? | {How} [+remain] {tail}?
-more there: {How} [+be] (there now {tail}|there {tail} in all|{tail} now|{tail} in the end|there altogether
-  {tail}|{tail} after that)?
-there at first: {How} [+be] (there at first {tail}|{tail} at first|there in the beginning {tail}|there {tail}
-  before|{tail} to begin with|originally {tail})?
-move: {How} [+{V}]? | What number of {T} [+{V}]? | {How} [+{V}] then? | Find out {how} [+{V}]. | Can you tell
-  {how} [+{V}]?
-be: (How {adj} [be]|What [-be] the {side} of|How many {units} {adj} [be]|In {units}, how {adj} [be]) {S}
-  {tail}? | What [-be] {S's} {side} {tail}? | Find the {side} of {S:obj} {tail}.
-age: How old [be] {S} {tail}? | What [-be] {S's} age {tail}? | (How many years|In years, how|So how) old [be]
-  {S} {tail}? | Can you tell how old {S} [be] {tail}?
-weigh: How much [DO] {S} weigh {tail}? | What [-be] {S's} weight {tail}? | How (many {units} [DO] {S}
-  weigh|heavy [be] {S}) {tail}? | (What|In {units}, how much) [DO] {S} weigh {tail}?
-diff: {How more} [DO] {S} {V} {tail} (than {ref:obj}|compared with {ref:obj}|than {ref} {do})? | Compared with
-  {ref:obj}, {how more} [DO] {S} {V} {tail}? | Find {how more} {S} [{V}] {tail} than {ref:obj}. | {How more}
-  than {ref:obj} [DO] {S} {V} {tail}?
-fewer: {How fewer} [DO] {S} {V} {tail} (than {ref:obj}|compared with {ref:obj}|than {ref} {do})?
-there diff: {How more} ([+be] there {tail} than {ref:obj}|than {ref:obj} [+be] there {tail}|[+be] {tail} than
-  {ref:obj})? | Compared with {ref:obj}, {how more} [+be] there {tail}?
-event diff: {How more} [DO] {S} {V} than {S} {other}? | Find {how more} {S} [{V}] than {S} {other}.
-move diff: {How more} [+{V}] than {other}? | Find {how more} [+{V}] than {other}.
-be diff: How (much|many {units}) {more} [be] {S} than {O}? | By how much [be] {S} {more} than {O}? | What
-  [-be] the difference in {side} between {S:obj} and {O:obj}? | How many {units} {less} [&be] {O} than
-  {S:obj}? | By how many {units} [be] {S} {more} than {O}?
-total: {How} [DO] {S} {V} {tail}? | What [-be] the total number of {T} that {S} [{V}]? | {How} [DO] {S} {V}
-  (altogether|in all|in total)? | (Altogether, {how}|What total of {T}) [DO] {S} {V}?
-total there: {How} [+be] (there {tail} in all|there in total {tail}|{tail} altogether)? | What [-be] the total
-  number of {T} {tail}? | (In all, {how}|{How}) [+be] there {tail}?
-lasts: ({How}|For {how}|How long) [DO] {S} last? | (After {how} [+be] {S}|{How} will pass until {S} are) used
-  up?
-so long: {How} [DO] {S} need for that? | For {how} [DO] {S} {V} {thing}? | (How long|{How}) [-DO] it take
-  {S:obj}? | In {how} [DO] {S} do that? | How many {T} [-DO] this take {S:obj}?
-pay: How much (money|) [DO] {S} spend {tail}? | How much [DO] {S} pay? | How many dollars [DO] {S} spend
-  {tail}? | What [DO] {S} pay in all? | How much [DO] {S} have to pay?
-change: How much change [DO] {S} get? | How (much money|many dollars) [DO] {S} get back? | What [-be] {S's}
-  change? | How much ([DO] {S} get back|change should {S} get)?
-cost: How much [DO] {S} cost {tail}? | What [-be] the price of {S:obj}? | (What|How many dollars) [DO] {S}
-  cost? | Find the price of {S:obj}. | How expensive [be] {S}?
-boxes: {How} [DO] {S} (fill|need)? | {How} [+be] needed? | {How} will there be? | {How} [DO] {S} get? | {How}
-  can {S} fill?
-each: {How} ([+be] there|go) {tail}? | {Tail}, {how} [+be] there? | What number of {T} [+be] {tail}? | {How}
-  will there be {tail}?
-each gets: {How} ([DO]|will) {S} get? | {How} ([+be] there for|go to) {S}? | What number of {T} [DO] {S} get?
-need more: {How more} [DO] {S} (|still) {V}? | {How} [DO] {S} still {V}? | So {how more} [DO] {S} {V}?
-can buy: {How} can {S} (buy|afford|get for {his} money)? | What number of {T} can {S} buy?
-rate: {How} [DO] {S} {V} ({tail}|per {unit}|in one {unit})? | {Tail}, {how} [DO] {S} {V}?
-""")
+# In a wording, {S} is who a quantity is about, {T} what is counted, {tail} when or where; {Tail} the same at
+# the beginning of a sentence. {S:him} is a pronoun's form, {S:'s} the possessive; {his} and {him} are of S.
+# {b T} is the number b with its noun ("5 apples"), {b more T} "5 more apples", {b fewer T} "5 fewer apples",
+# {b added T} like {b more T} or "another 5", {b of T} "5 of them", {b} the number alone, {q nth} "third".
+# [have] is a verb in the story's tense: of {S}; [-have] of one, [+have] of many; [!have] in the tense of now.
+# [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see FIELDS.
+TELL = {form: read_wordings(text) for form, text in {  # how a story tells its first quantity, by its form
+    "own": """{S} ([have]|[own]) {a T} {tail}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
+        {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
+        a collection of) {a T}.""",
+    "act": """{S} [V] {a T} {tail}. | {Tail}, {S} [V] {a T}. | {Tail} {S} [V] {a T}. | {S} ([manage] to
+        {V}|[be] able to {V}) {a T} {tail}.""",
+    "there": """There [+be] {a T} {tail}. | {Tail} there [+be] {a T}. | {a T} [+be] {tail}. | Someone [-count]
+        {a T} {tail}. | {Tail}, {a T} can be seen.""",
+    "money": """{S} [have] {a T} {tail}. | {S} [have] ({a T} in {his} pocket|saved {a T}). | There [-be] {a T}
+        in {S:'s} purse. | {S} [start] with {a T}. | {S} [carry] {a T} with {him}. | In {S:'s} wallet there
+        [-be] {a T}.""",
+    "spent": """{S} [spend] {a T} on {item}. | {S} [buy] {item} for {a T}. | {S} [pay] {a T} for {item}. | For
+        {item}, {S} [pay] {a T}. | {S} [buy] {item} that [-cost] {a T}.""",
+    "price": """{S} [cost] {a T}. | The price of {S} [-be] {a T}. | {S} [be] sold for {a T}. | The shop
+        [-sell] {S} for {a T}. | {a T} [-be] the price of {S}.""",
+    "be": """{S} [be] {a T} {adj}. | The {side} of {S} [-be] {a T}. | {S} [have] a {side} of {a T}. | {S:'s}
+        {side} [-be] {a T}. | {S} [be] exactly {a T} {adj}.""",
+    "age": """{S} [be] {a T} old. | {S} [be] ({a} years of age|{a}). | {S:'s} age [-be] {a}. | At the moment,
+        {S} [be] {a T} old. | {S} [be] now {a T} old.""",
+    "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {O} [-have] {b T}. | {S} [be] {y}
+        years old. | {S} [live] at number {y}. | {S} [have] {y} cousins. | It [-take] {y} minutes. | It [-be]
+        {y} degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
+    "setting": """{While}, {S} [DOING]. | {S} [DOING] {while}. | {While}, {crowd} [+DOING]. | {Crowd} [+DOING]
+        {while}. | {S} [DOING]. | {S} [DOING] because {crowd} [+like] it. | {S} [DOING], and {crowd} [+watch].
+        | It [-be] a sunny day. | It [-be] raining, and {S} [be] at home. | Everybody [-know] {S:him}. | It
+        [-be] the last week of the summer.""",
+    "weigh": """{S} [weigh] {a T}. | ({S:'s} weight|The weight of {S}) [-be] {a T}. | The scale [-show] {a T}
+        for {S}. | {S} [weigh] exactly {a T}.""",
+}.items()}
+
+# How a question asks; the first wording is that of a sub-question.
+QUESTIONS = {name: read_wordings(text) for name, text in {
+    "have": """How many {T} [DO] {S} have {tail}? | What number of {T} [DO] {S} have {tail}? | What [-be] the
+        number of {T} that {S} [have] {tail}? | How many {T} [+belong] to {S:him} {tail}? | Find how many {T}
+        {S} [have] {tail}.""",
+    "money": """How much money [DO] {S} have {tail}? | How many dollars [DO] {S} have {tail}? | Find how much
+        money {S} [have] {tail}.""",
+    "act": """How many {T} [DO] {S} {V} {tail}? | {Tail}, how many {T} [DO] {S} {V}? | What number of {T} [DO]
+        {S} {V} {tail}? | Find how many {T} {S} [V] {tail}. | Can you tell how many {T} {S} [V] {tail}?""",
+    "there": """How many {T} [+be] (there|) {tail}? | What number of {T} [+be] there {tail}? | {Tail}, how
+        many {T} [+be] there? | Find how many {T} there [+be] {tail}.""",
+    "price": """How much [DO] {S} cost? | What [-be] the price of {S}? | What [DO] {S} cost? | How many
+        dollars [DO] {S} cost? | Find the price of {S}.""",
+    "be": """How (many {T}|) {adj} [be] {S} {tail}? | What [-be] the {side} of {S} {tail}? | In {T}, how {adj}
+        [be] {S} {tail}? | Find the {side} of {S} {tail}. | What [-be] {S:'s} {side} {tail}?""",
+    "age": """How old [be] {S} {tail}? | What [-be] {S:'s} age {tail}? | How many years old [be] {S} {tail}? |
+        Can you tell how old {S} [be] {tail}?""",
+    "weigh": """How much [DO] {S} weigh {tail}? | What [-be] {S:'s} weight {tail}? | How many {T} [DO] {S}
+        weigh {tail}? | How heavy [be] {S} {tail}?""",
+    "left": """How many {T} [!DO] {S} have (left|now)? | How many {T} [!+be] left? | How many {T} [!DO] {S}
+        still have? | How many {T} [DO] {S} have in the end? | How many {T} [!+remain]? | How many {T} [DO]
+        {S} have after that? | With how many {T} [DO] {S} end up?""",
+    "now": """How many {T} [!DO] {S} have (now|in all|altogether|in total)? | How many {T} [DO] {S} have (in
+        the end|after that)? | With how many {T} [DO] {S} end up? | What [!-be] the total number of {T} that
+        {S} [!have] now?""",
+    "left money": """How much money [!DO] {S} have (left|now)? | How much money [!-be] left? | How many
+        dollars [!DO] {S} have (left|now)? | How much money [!DO] {S} still have? | How much [!-be] left? |
+        With how much money [DO] {S} end up?""",
+    "now money": """How much money [!DO] {S} have (now|in all|altogether)? | How many dollars [!DO] {S} have
+        now? | How much money [DO] {S} have in the end?""",
+    "left there": """How many {T} [!+be] (left {tail}|there now {tail}|{tail} now|still there {tail})? | How
+        many {T} [!+remain] {tail}? | How many {T} [+be] {tail} (in the end|after that)?""",
+    "now there": """How many {T} [!+be] (there now {tail}|there {tail} in all|{tail} now|there altogether
+        {tail})? | How many {T} [+be] {tail} (in the end|after that)?""",
+    "got": """How many {T} [DO] {S} {GET}? | What number of {T} [DO] {S} {GET}? | How many more {T} [DO] {S}
+        {GET}? | Find how many {T} {S} [GET].""",
+    "are given": "How many {T} [DO] {S} get from them?",
+    "they have": """How many {T} [DO] {S} have (in all|altogether|together|in total|)? | What [-be] the total
+        number of {T}? | How many {T} [+be] that (in all|altogether)? | Find how many {T} {S} [have] (in
+        all|altogether).""",
+    "lost": """How many {T} [DO] {S} {LOSE}? | What number of {T} [DO] {S} {LOSE}? | How many of the {T} [DO]
+        {S} {LOSE}? | Find how many {T} {S} [LOSE].""",
+    "came": "How many {T} [+COME]? | What number of {T} [+COME]? | How many more {T} [+COME]?",
+    "went": "How many {T} [+GO]? | What number of {T} [+GO]? | How many of the {T} [+GO]?",
+    "at first": """How many {T} [DO] {S} have (at first|in the beginning|before|to begin with|before that)? |
+        With how many {T} [DO] {S} start?""",
+    "at first money": "How much money [DO] {S} have (at first|in the beginning|before|to begin with)?",
+    "at first there": """How many {T} [+be] (there at first {tail}|{tail} at first|there {tail} before|{tail}
+        in the beginning)?""",
+    "before the last": "How many {T} [DO] {S} have after that? | How many {T} [DO] {S} have then?",
+    "gave": "How many {T} [DO] {S} give away?",
+    "content": "How many {content} [DO] {S} have? | How many {content} [DO] {S} have (in all|altogether)?",
+    "in years": """How old will {S} be in {y T}? | In {y T}, how old will {S} be? | What will {S:'s} age be in
+        {y T}?""",
+    "years ago": "How old was {S} {l T} ago? | {l T} ago, how old was {S}? | What was {S:'s} age {l T} ago?",
+    "be now": """How {adj} [!be] {S} now? | How many {T} {adj} [!be] {S} now? | What [!-be] the {side} of {S}
+        now?""",
+    "diff": """How many more {T} [DO] {S} {V} {tail} than {ref:him}? | How many more {T} than {ref:him} [DO]
+        {S} {V} {tail}? | Find how many more {T} {S} [V] {tail} than {ref:him}. | Compared with {ref:him}, how
+        many more {T} [DO] {S} {V} {tail}?""",
+    "fewer": """How many fewer {T} [DO] {S} {V} {tail} than {ref:him}? | How many fewer {T} than {ref:him}
+        [DO] {S} {V} {tail}?""",
+    "diff money": """How much more money [DO] {S} have than {ref:him}? | How many more dollars [DO] {S} have
+        than {ref:him}? | How much more [DO] {S} have than {ref:him}?""",
+    "diff price": """How much more [DO] {S} cost than {ref:him}? | By how much [be] {S} more expensive than
+        {ref:him}? | What [-be] the difference in price between {S} and {ref:him}?""",
+    "diff there": """How many more {T} [+be] there {tail} than {ref:him}? | How many more {T} than {ref:him}
+        [+be] there {tail}? | Compared with {ref:him}, how many more {T} [+be] there {tail}?""",
+    "diff be": """How (much|many {T}) {more} [be] {S} than {ref:him}? | By how many {T} [be] {S} {more} than
+        {ref:him}? | What [-be] the difference in {side} between {S} and {ref:him}? | By how much [be] {S}
+        {more} than {ref:him}?""",
+    "diff events": "How many more {T} [DO] {S} {LOSE} than {S} [give] away?",
+    "total": """How many {T} [DO] {S} {V} {tail}? | What [-be] the total number of {T} that {S} [V]? | How
+        many {T} [DO] {S} {V} (altogether|in all|in total)? | Altogether, how many {T} [DO] {S} {V}?""",
+    "total money": "How much money [DO] {S} have {tail}? | How many dollars [DO] {S} have {tail}?",
+    "total price": """How much [DO] {S} cost together? | What [DO] {S} cost (in all|together)? | How much do
+        both cost?""",
+    "total there": """How many {T} [+be] there {tail} in all? | How many {T} [+be] there (in total
+        {tail}|altogether {tail})? | What [-be] the total number of {T} {tail}? | In all, how many {T} [+be]
+        there {tail}?""",
+    "each": """How many {T} [+be] there {at} (each|every|one)
+        {group}? | How many {T} go {at} each {group}? | What number of {T} [+be] {at} each {group}?""",
+    "boxes": """How many {groups} [DO] {S} (fill|need)? | How many {groups} [+be] needed? | How many {groups}
+        will there be? | How many {groups} can {S} fill?""",
+    "groups": """How many {groups} [+be] there (|in all)? | What [-be] the number of {groups}? | How many
+        {groups} (will there be|does that make)? | Find how many {groups} there [+be].""",
+    "share": """How many {T} [DO] each {friend} get? | How many {T} will each {friend} get? | How many {T} go
+        to each {friend}? | What number of {T} [DO] each {friend} get?""",
+    "share money": """How much money [DO] each {friend} get? | How many dollars [DO] each {friend} get? | How
+        much will each {friend} get?""",
+    "weeks": """How many {units} [DO] {S} need for that? | How many {units} will it take {S:him}? | For how
+        many {units} [DO] {S} have to save?""",
+    "lasts": """How many {units} [+DO] the {T} last? | For how many {units} [+DO] the {T} last? | How long
+        [+DO] the {T} last? | After how many {units} [+be] the {T} used up?""",
+    "need": """How many more {T} [DO] {S} need? | How many {T} [DO] {S} still need? | How many more {T} [DO]
+        {S} need (to {V}|for that)? | How many more {T} [DO] {S} have to {V}?""",
+    "need money": """How much more money [DO] {S} need? | How much more [DO] {S} have to save? | How many more
+        dollars [DO] {S} need? | How much money [DO] {S} still need?""",
+    "can buy": """How many {things} can {S} (buy|afford|get for {his} money)? | What number of {things} can
+        {S} buy? | How many of the {things} can {S} buy?""",
+    "bought": """How many {things} [DO] {S} buy? | What number of {things} [DO] {S} buy? | Find how many
+        {things} {S} [buy].""",
+    "pay": """How much (money|) [DO] {S} spend on the {things}? | How much [DO] {S} pay (in all|)? | How many
+        dollars [DO] {S} spend? | What [DO] {S} pay? | How much (money|) [DO] {S} spend (in all|)?""",
+    "spend in all": """How much (money|) [DO] {S} spend in all? | How much [DO] {S} pay (in all|altogether)? |
+        What [DO] {S} pay in all? | How much [DO] {S} spend (in total|altogether)?""",
+    "sale": """How much [!-DO] {S} cost now? | What [!-be] the price of {S} now? | How much [!-DO] {S} cost in
+        the sale?""",
+    "one costs": """How much [-DO] one {thing} cost? | What [-be] the price of one {thing}? | How much [-DO]
+        each {thing} cost? | How much [DO] {S} pay for one {thing}?""",
+    "change": """How much change [DO] {S} get (back|)? | How much (money|) [DO] {S} get back? | What [-be]
+        {S:'s} change? | How many dollars [DO] {S} get back?""",
+    "earns": """How much money [DO] {S} get? | How much (money|) [DO] {S} (earn|make)? | How many dollars [DO]
+        {S} get?""",
+    "in time": """How many {T} [DO] {S} {V} in {n units}? | In {n units}, how many {T} [DO] {S} {V}? | How
+        many {T} will {S} {V} in {n units}?""",
+    "takes": """How many {units} [DO] {S} need for that? | For how many {units} [DO] {S} {V}? | How long [-DO]
+        it take {S:him}? | How many {units} [-DO] it take {S:him}?""",
+    "rate": """How many {T} [DO] {S} {V} each {unit}? | How many {T} [DO] {S} {V} (per {unit}|in one
+        {unit}|every {unit})?""",
+    "in groups": """How many {T} [+be] there in {n groups}? | In {n groups}, how many {T} [+be] there? | What
+        [-be] the number of {T} in {n groups}? | How many {T} do {n groups} hold?""",
+    "cost of": """How much (would|do) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
+        {n things}? | What (would|do) {n things} cost? | How much money [DO] {S} need for {n things}?""",
+    "days": "How many days [-be] that?",
+    "pieces": """How many pieces [+be] there? | How many pieces will there be? | Into how many pieces [be] {S}
+        cut?""",
+    "parts": """How many {parts} do the {T} have (|in all|altogether|in total)? | How many {parts} [+be] that
+        (|in all)? | What [-be] the (total|) number of {parts}?""",
+    "parts of": """How many {parts} do {n T} have (|in all|altogether)? | What [-be] the number of {parts} of
+        {n T}? | How many {parts} [+be] there on {n T}?""",
+    "kind": """How many {adj} {T} [+be] there? | How many {adj} {T} [+be] there {tail}? | How many of the {T}
+        [+be] {adj}?""",
+    "other kind": """How many {adj2} {T} [+be] there? | How many {adj2} {T} [+be] there {tail}? | How many of
+        the {T} [+be] {adj2}?""",
+}.items()}
 
 
-# ---- the template teacher: sentences -----------------------------------------------------------------------
+class Kind(NamedTuple):
+    """What may happen to a quantity, or be told about it."""
+    name: str
+    takes: str    # the forms of quantity that it goes on from; "own?": one that is not told itself
+    gives: str    # the form of the quantity that comes of it: see RESULTS
+    weight: int   # how often it is drawn
+    steps: list   # of (equation, how it is asked for: see QUESTIONS)
+    say: list     # wordings
 
-SAYS = {  # how solutions say the forms of clauses
-    "act": "{N} {tail}", "there": "{N} {tail}", "move": "{N} [#{V}] {tail}", "be": "{N} {adj} {tail}",
-    "age": "{N} old {tail}", "needs": "{M}", "be diff": "{N} {more} than {O}",
-    "diff": "{M} {tail} than {ref}", "fewer": "{L} {tail} than {ref}", "there diff": "{M} {tail} than {ref}",
-    "event diff": "{M} than {S} {other}", "move diff": "{M} [#{V}] than {other}"}
-DOLLARS = Thing("dollar")
 
+def kind(name, takes, gives, weight, steps, say):
+    """A Kind from texts; steps: "equation: question; equation: question"."""
+    steps = [step.split(": ") for step in steps.split("; ")]
+    return Kind(name, takes, gives, weight, steps, read_wordings(say))
+
+
+# In an equation, a is the value of the quantity that a kind goes on from, and x what its first step finds;
+# the other numbers are drawn: see FIELDS.
+KINDS = [
+    # something changes
+    kind("gain", "own", "own", 76, "a + b: now", """
+        {S} [GET] {b added T} {where}. | (Then|Later|After that) {S} [GET] {b added T}. | {S} also [GET]
+        {b added T}. | {O} [-give] ({S:him} {b added T}|{b added T} to {S:him}). | {S} [get] {b added T} from
+        {O}. | Then {O} [-bring] {S:him} {b added T}."""),
+    kind("lose", "own", "own", 86, "a - l: left", """
+        {S} [LOSE] {l of T} {where}. | (Then|Later|After that) {S} [LOSE] {l of T}. | {Where}, {S} [LOSE]
+        {l of T}. | {S} [give] ({l of T} to {O}|{O} {l of T}). | Then {S} [give] {l of T} to {O}. | {O} [-get]
+        {l of T} from {S:him}. | {S} [hand] {l of T} to {O}."""),
+    kind("come", "there", "there", 44, "a + b: now", """
+        (|Then|Later|{Later},|Soon|After a while) {b added T} [+COME]."""),
+    kind("go", "there", "there", 44, "a - l: left", """
+        (|Then|Later|{Later},|Suddenly|After a while) {l of T} [+GO]."""),
+    kind("earn", "money", "money", 30, "a + b: now", """
+        {S} ([earn] {b more T} by|[get] {b T} for) {job}. | For {job}, {S} [earn] {b more T}. | {O} [-give]
+        {S:him} {b T}. | {S} [receive] {b T} for {his} birthday. | Then {S} [find] {b T} in the street."""),
+    kind("spend", "money", "money", 40, "a - l: left", """
+        {S} [spend] {l T} on {item}. | {S} [buy] {item} for {l T}. | {S} [pay] {l T} for {item}. | For {item},
+        {S} [pay] {l T}. | Then {S} [spend] {l T} on {item}. | {S} [use] {l T} to buy {item}. | {S} [give]
+        {l T} to {O}."""),
+    kind("gains some", "own", "end", 26, "g - a: got", """
+        {S} [GET] some more {T} (|{where}). {Now_g}. | Then {S} [GET] some more. {Now_g}. | After {S} [GET]
+        some more {T}, {S} [have] {g T}. | {S} [GET] a few more. {Now_g}."""),
+    kind("loses some", "own", "end", 26, "a - l: lost", """
+        {S} [LOSE] some of them (|{where}). {Now_l}. | Then {S} [LOSE] some. {Now_l}. | After {S} [LOSE] some
+        of the {T}, {S} [have] {l T} left. | {S} [LOSE] a few of the {T}. {Now_l}."""),
+    kind("some come", "there", "end", 18, "g - a: came", """
+        Some more {T} [+COME]. Now there [!+be] {g T}. | Then more {T} [+COME]. Now {g T} [!+be] {tail}. |
+        (Later|{Later},) some more [+COME]. After that there [+be] {g T}."""),
+    kind("some go", "there", "end", 18, "a - l: went", """
+        Some of them [+GO]. Now there [!+be] {l T}. | Then some of the {T} [+GO]. Now {l T} [!+be] left. |
+        (Later|{Later},) a few of them [+GO]. After that there [+be] {l T}."""),
+    kind("had before a loss", "own?", "end", 36, "b + c: at first", """
+        {S} [have] some {T}. {S} [LOSE] {b of T}. {Now_c}. | {S} ([have] a {box} of|[own] some) {T}. {S}
+        [give] {b} of them to {O}. {Now_c}. | After {S} [LOSE] {b T}, {S} [have] {c T} left. | {S} [have] some
+        {T} and [LOSE] {b T} {where}. {Now_c}."""),
+    kind("had before a gain", "own?", "end", 28, "a - l: at first", """
+        {S} [have] some {T}. {S} [GET] {l added T}. Now {S} [!have] {a T}. | {S} ([have] a {box} of|[own]
+        some) {T}. {O} [-give] {S:him} {l more T}. {S} now [!have] {a T}. | After {S} [GET] {l more T}, {S}
+        [have] {a T}. | {S} [have] some {T}. Then {S} [GET] {l added T} {where} and [end] up with {a T}."""),
+    kind("were before some left", "there?", "end", 30, "b + c: at first", """
+        There [+be] some {T} {tail}. {b of T} [+GO]. Now there [!+be] {c T} left. | {Tail} there [+be] some
+        {T}. Then {b of T} [+GO] and {c} [+be] left. | After {b T} [+GO], {c T} [+be] left {tail}."""),
+    kind("were before some came", "there?", "end", 22, "a - l: at first", """
+        There [+be] some {T} {tail}. {l more T} [+COME]. Now there [!+be] {a T}. | {Tail} there [+be] some
+        {T}. Then {l added T} [+COME]. After that there [+be] {a T}. | After {l T} [+COME], there [+be] {a T}
+        {tail}."""),
+    kind("had money before", "money?", "end", 16, "b + c: at first", """
+        {S} [spend] {b T} on {item} and [have] {c T} left. | After {S} [spend] {b T} on {item}, {S} [have]
+        {c T} left. | {S} [have] some money. {S} [buy] {item} for {b T}. Now {S} [!have] {c T}. | {S} [pay]
+        {b T} for {item}. {S} [have] {c T} left."""),
+    kind("had before both", "own?", "end", 10, "a - l: before the last; x + b: at first", """
+        {S} [have] some {T}. {S} [LOSE] {b of T}. Then {S} [GET] {l more T}. Now {S} [!have] {a T}. | {S}
+        [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}."""),
+    kind("more lost", "own", "end", 8, "l - v: diff events", """
+        {S} [LOSE] {l of T} and [give] {v of T} (to {O}|away). | {S} [LOSE] {l of T}. (Then|Later) {S} [give]
+        {v of T} away. | {S} [give] {O} {v of T} and [LOSE] {l of T}."""),
+    kind("loses half", "own", "own", 10, "a / h: left", """
+        {S} [LOSE] half of ({them}|the {T}). | Then {S} [LOSE] half of {them}. | {S} [give] half of {them} to
+        {O}. | {Where}, {S} [LOSE] half of {them}."""),
+    kind("loses part", "own", "own", 12, "a / q: lost; a - x: left", """
+        {S} [LOSE] (a|one) {q nth} of ({them}|the {T}). | Then {S} [LOSE] a {q nth} of {them}. | {S} [give] a
+        {q nth} of {them} to {O}."""),
+    kind("gains groups", "own", "own", 26, "n * m: got; a + x: now", """
+        {S} [GET] {n groups} (of|with) {m T} each. | Then {S} [GET] {n groups} with {m T} in each {group}. |
+        {S} [GET] {n groups} of {T}. Each {group} [-have] {m T}. | {S} [GET] {n groups} of {T} with {m} in
+        each."""),
+    kind("gains from each", "own", "own", 14, "n * m: are given; a + x: now", """
+        Each of {n friends} [-give] {S:him} {m T}. | {n friends} [+give] {S:him} {m T} each. | {S} [get] {m T}
+        from each of {n friends}. | {n friends} [+bring] {S:him} {m T} each."""),
+    kind("gives each", "own", "own", 22, "n * m: gave; a - x: left", """
+        {S} [give] {m T} (to each of|each to) {n friends}. | Then {S} [give] each of {n friends} {m T}. | {S}
+        [hand] {m T} to each of {n friends}. | ({n friends} [+get] {m T} each|Each of {n friends} [-get]
+        {m T}) from {S:him}."""),
+    kind("loses groups", "own", "own", 20, "n * m: lost; a - x: left", """
+        (|Then|Later) {S} [LOSE] {n groups} (of|with) {m T} each. | (|Then) {S} [LOSE] {n groups} with {m T}
+        in each {group}. | {S} [LOSE] {n groups} of {m T}."""),
+    kind("wants", "own", "end", 18, "g - a: need", """
+        {S} ([want]|[need]|would like) to have {g T}. | {S} [need] {g T} {where}. | {S} [want] to have {g T}
+        in all. | {S:'s} goal [-be] to have {g T}."""),
+    kind("wants to buy", "money", "end", 26, "g - a: need", """
+        {Item} [-cost] {g T} and {S} [want] to buy it. | {S} [want] to buy {item} for {g T}. | {S} [need]
+        {g T} for {item}. | {S} [save] for {item} that [-cost] {g T}. | {S} [want] {item}. It [-cost]
+        {g T}."""),
+    kind("saves up", "money", "end", 30, "g - a: need; x / z: weeks", """
+        {S} [want] to buy {item} for {g T} and [save] {z T} {per}. | {Item} [-cost] {g T}. {S} [save] {z T}
+        {per}. | {S} [need] {g T} for {item} and [earn] {z T} {per}."""),
+    kind("wants to do", "act", "end", 8, "g - a: need", """
+        {S} [want] to {V} {g T} in all. | {S} [have] to {V} {g T}. | {S:'s} goal [-be] to {V} {g T}. | {S}
+        [hope] to {V} {g T} altogether."""),
+    # two are compared: {S} is the one that is told about, {ref:him} the other
+    kind("more", "own act money", "other", 44, "a + b: same", """
+        {S} [V] {b more T} {tail} than {ref:him}. | {Tail}, {S} [V] {b more T} than {ref:him}. | Compared with
+        {ref:him}, {S} [V] {b more T} {tail}. | {S} [V] {b more T} than {ref} {do} {tail}. | {S} [V] {b} more
+        than {ref} {do} {tail}."""),
+    kind("fewer", "own act money", "other", 34, "a - l: same", """
+        {S} [V] {l fewer T} {tail} than {ref:him}. | {Tail}, {S} [V] {l fewer T} than {ref:him}. | Compared
+        with {ref:him}, {S} [V] {l fewer T} {tail}. | {S} [V] {l fewer T} than {ref} {do} {tail}."""),
+    kind("times", "own act money", "other", 18, "a * k: same", """
+        {S} [V] {k} times as {many} {tail} as {ref:him}. | {S} [V] {k} times the {number} {tail} that {ref}
+        {do}. | {Tail}, {S} [V] {k} times as {many} as {ref:him}. | {S} [V] {k} times as {many} {tail} as
+        {ref} {do}."""),
+    kind("twice", "own act money", "other", 20, "a * h: same", """
+        {S} [V] twice as {many} {tail} as {ref:him}. | {S} [V] (double|twice) the {number} {tail} that {ref}
+        {do}. | {S} [V] two times as {many} {tail} as {ref:him}. | {Tail}, {S} [V] twice as {many} as
+        {ref:him}."""),
+    kind("half", "own act money", "other", 16, "a / h: same", """
+        {S} [V] (|only) half as {many} {tail} as {ref:him}. | {S} [V] half the {number} {tail} that {ref}
+        {do}. | {Tail}, {S} [V] half as {many} as {ref:him}. | {S} [V] half of the {number} that {ref}
+        {do}."""),
+    kind("fraction", "own act money", "other", 8, "a / q: same", """
+        {S} [V] (a|one|only a) {q nth} as {many} {tail} as {ref:him}. | {S} [V] (a|one) {q nth} of the
+        {number} that {ref} {do}. | {Tail}, {S} [V] a {q nth} as {many} as {ref:him}."""),
+    kind("there more", "there", "other", 30, "a + b: same", """
+        There [+be] {b more T} {tail} than {ref:him}. | {Tail} there [+be] {b more T} than {ref:him}. |
+        Compared with {ref:him}, there [+be] {b more T} {tail}. | {b more T} than {ref:him} [+be] {tail}. |
+        There [+be] {b} more {T} {tail} than {ref:him}."""),
+    kind("there fewer", "there", "other", 24, "a - l: same", """
+        There [+be] {l fewer T} {tail} than {ref:him}. | {Tail} there [+be] {l fewer T} than {ref:him}. |
+        Compared with {ref:him}, there [+be] {l fewer T} {tail}. | {l fewer T} than {ref:him} [+be]
+        {tail}."""),
+    kind("there times", "there", "other", 14, "a * k: same", """
+        There [+be] (|exactly) {k} times as many {T} {tail} as {ref:him}. | {Tail} there [+be] {k} times as
+        many {T} as {ref:him}. | {k} times as many {T} as {ref:him} [+be] {tail}."""),
+    kind("there twice", "there", "other", 14, "a * h: same", """
+        There [+be] (twice|two times) as many {T} {tail} as {ref:him}. | {Tail} there [+be] twice as many {T}
+        as {ref:him}. | Twice as many {T} as {ref:him} [+be] {tail}."""),
+    kind("there half", "there", "other", 12, "a / h: same", """
+        There [+be] (|only) half as many {T} {tail} as {ref:him}. | {Tail} there [+be] half as many {T} as
+        {ref:him}. | Half as many {T} as {ref:him} [+be] {tail}."""),
+    kind("costs more", "price", "other", 30, "a + p: same", """
+        {S} [cost] {p more money} than {ref:him}. | {S} [be] {p money} more expensive than {ref:him}. |
+        Compared with {ref:him}, {S} [cost] {p more money}. | The price of {S} [-be] {p money} higher than
+        that of {ref:him}."""),
+    kind("costs less", "price", "other", 30, "a - l: same", """
+        {S} [cost] (|only) {l fewer money} than {ref:him}. | {S} [be] {l money} (cheaper|less expensive) than
+        {ref:him}. | Compared with {ref:him}, {S} [cost] {l fewer money}. | One pays
+        {l fewer money} for {S} than for {ref:him}."""),
+    kind("costs times", "price", "other", 20, "a * k: same", """
+        {S} [cost] (|exactly) {k} times as much as {ref:him}. | The price of {S} [-be] {k} times that of
+        {ref:him}. | {S} [be] {k} times as expensive as {ref:him}."""),
+    kind("half price", "price", "end", 16, "a / h: sale", """
+        Now {S} [!-be] half price. | (Today|This week) {S} [-be] sold (at half the price|for half of that). |
+        In a sale, {S} [-cost] only half as much."""),
+    kind("is more", "be age weigh", "other", 34, "a + b: same", """
+        {S} [be] {b T} {more} than {ref:him}. | {S} [be] {b T} {more} than {ref} [-be]. | Compared with
+        {ref:him}, {S} [be] {b T} {more}. | {ref} [-be] {b T} {less} than {S}."""),
+    kind("is less", "be age weigh", "other", 34, "a - l: same", """
+        {S} [be] {l T} {less} than {ref:him}. | {S} [be] {l T} {less} than {ref} [-be]. | Compared with
+        {ref:him}, {S} [be] {l T} {less}. | {ref} [-be] {l T} {more} than {S}."""),
+    kind("is times", "be age weigh", "other", 14, "a * k: same", """
+        {S} [be] (|exactly) {k} times as {adj} as {ref:him}. | {S} [be] {k} times as {adj} as {ref} [-be]. |
+        The {side} of {S} [-be] {k} times that of {ref:him}."""),
+    kind("is twice", "be age weigh", "other", 14, "a * h: same", """
+        {S} [be] twice as {adj} as {ref:him}. | {S} [be] twice as {adj} as {ref} [-be]. | The {side} of {S}
+        [-be] twice that of {ref:him}. | {S} [be] two times as {adj} as {ref:him}."""),
+    kind("is half", "be age weigh", "other", 14, "a / h: same", """
+        {S} [be] (|only) half as {adj} as {ref:him}. | The {side} of {S} [-be] half that of {ref:him}. | {S}
+        [be] half as {adj} as {ref} [-be]."""),
+    # two are put together or set apart; "@": the other one is told as TELL says; "": it was compared before
+    kind("together", "own act money there price", "joint", 60, "a + b: total", "@"),
+    kind("together again", "own act money there price", "joint", 90, "a + b: total", ""),
+    kind("difference", "own act money there price be age weigh", "difference", 50, "a - b: diff", "@"),
+    kind("fewer", "own act", "difference", 12, "a - b: fewer", "@"),
+    kind("other part", "own? act? there?", "part", 60, "g - a: same", """
+        {Has} {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {a T} {tail}. {Has} {g whole} {whole_tail}
+        in all. | {Has} a total of {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {g whole} {whole_tail}.
+        {a} of them [+be] {of_kind}. | {Has} {g whole} {whole_tail}. Of these, {a} [+be] {of_kind}."""),
+    kind("rest", "own there", "end", 16, "a - l: other kind", """
+        {l} of (them|the {T}) [+be] {adj}. {Rest} [+be] {adj2}. | {l} of the {T} [+be] {adj} and the rest
+        [+be] {adj2}. | (Of these|Among them), {l} [+be] {adj}. {Rest} [+be] {adj2}."""),
+    kind("share of a kind", "own there", "end", 14, "a / q: kind", """
+        (A|One|Exactly one) {q nth} of (them|the {T}|these {T}) [-be] {adj}."""),
+    kind("half of a kind", "own there", "end", 10, "a / h: kind", """
+        (Half|Only half|Exactly half) of (them|the {T}|these {T}) [+be] {adj}."""),
+    kind("rest after a share", "own there", "end", 8, "a / q: kind; a - x: other kind", """
+        (A|One) {q nth} of (them|the {T}) [-be] {adj}. {Rest} [+be] {adj2}."""),
+    # equal groups
+    kind("groups", "own?", "own", 70, "n * m: same", """
+        {S} [have] {n groups} (with {m T} {at}|of {m T}) each {here}. | {S} [have] {n groups} {here}.
+        (Each|Every) {group} ([-have]|[-hold]|[-contain]) {m T}. | {S} [own] {n groups}. There [+be] {m T}
+        {at} (each|every) {group}. | {S} [have] {n groups} {here} and {at} each {group} there [+be] {m T}. |
+        {S} [keep] {m T} {at} each of {n groups} {here}."""),
+    kind("there are groups", "groups?", "there", 50, "n * m: total there", """
+        There [+be] {n groups} {here} with {m T} {at} each {group}. | There [+be] {n groups} {here}, each with
+        {m T}. | There [+be] {n groups} {here}. (Every|Each) {group} ([-have]|[-contain]|[-hold]) {m T}. |
+        There [+be] {n groups} {here}. {At} each {group} there [+be] {m T}. | {n groups} {here}
+        ([+have]|[+hold]) {m T} each. | Each of {n groups} {here} ([-have]|[-hold]) {m T}."""),
+    kind("in so many groups", "groups?", "end", 16, "n * m: in groups", """
+        There [+be] {m T} {at} (each|every|one) {group} {here}. | (Each|Every|One) {group}
+        ([-have]|[-contain]|[-hold]) {m T}. | {At} (each|every) {group} there [+be] {m T}. | {m T} fit {at}
+        (one|each) {group}. | Someone [-put] {m T} {at} each {group}."""),
+    kind("number of groups", "groups?", "end", 34, "t / m: groups", """
+        There [+be] {t T} (in all|altogether|) {here}. (Each|Every|One) {group} ([-have]|[-hold]|[-contain])
+        {m T}. | {At} each {group} there [+be] {m T}. (In all|Altogether), there [+be] {t T}. | There [+be]
+        {t T}, {m} {at} each {group}. | {t T} [+be] {at} {groups}, with {m} {at} each {group}. | Someone
+        [-put] {t T} {at} {groups}, {m} {at} each. | {m T} fit {at} one {group}, and there [+be] {t T}
+        {here}."""),
+    kind("size of groups", "groups?", "end", 34, "t / n: each", """
+        There [+be] {t T} and {n groups}. (Each|Every) {group} ([-have]|[-hold]|[-contain]) the same number of
+        {T}. | {t T} [+be] {at} {n groups}, the same number {at} each. | There [+be] {n groups} {here} and (in
+        all|altogether) {t T}, equally many {at} each {group}. | {n groups} ([+have]|[+hold]|[+contain]) {t T}
+        in all, the same number each. | Someone [-put] {t T} {at} {n groups} equally."""),
+    kind("each person has", "crowd?", "own", 20, "n * m: they have", """
+        {n friends} ([+have]|[+bring]|[+own]|[+get]) {m T} each {where}. | Each of {n friends}
+        ([-have]|[-bring]|[-own]) {m T} {where}. | There [+be] {n friends} {here}. Each {friend}
+        ([-have]|[-bring]) {m T}. | There [+be] {n friends} {here} and each {friend} ([-own]|[-get])
+        {m T}."""),
+    kind("dozens", "own?", "own", 10, "n * 12: same", """
+        {S} ([have]|[own]) {n} dozen {T}. | {S} ([buy]|[get]) {n} dozen {T} {where}. | (There [+be]|Someone
+        [-put]) {n} dozen {T} in {S:'s} {box}."""),
+    kind("contents", "boxes", "content", 200, "a * m: content", """
+        There [+be] {m content} in (each|every) {T1}. | (Each|Every) {T1} ([-have]|[-contain]|[-hold])
+        {m content}. | {m content} [+be] in each {T1}."""),
+    kind("shares", "own money", "end", 60, "a / d: share", """
+        {S} [share] {them} equally among {d friends}. | {S} [give] {them} to {d friends}, the same number to
+        each. | {S} [split] {them} evenly between {d friends}. | {S} [want] to share {them} equally among
+        {d friends}. | {d friends} [+get] {them} in equal shares."""),
+    kind("packs by size", "own", "end", 50, "a / d: boxes", """
+        {S} [pack] {them} in {groups} of {d}. | {S} [put] {d} of {them} into each {group}. | Each {group} can
+        hold {d T}. | {S} [put] {them} into {groups} with {d} in each. | {S} [want] to put {them} into
+        {groups} of {d}. | {d T} fit into one {group}."""),
+    kind("packs by number", "own", "end", 50, "a / d: each", """
+        {S} [pack] {them} into {d groups}, the same number in each. | {S} [put] {them} equally into
+        {d groups}. | {S} [divide] {them} into {d groups} equally. | {S} [split] {them} evenly into
+        {d groups}. | {S} [sort] {them} into {d groups} with equally many in each."""),
+    kind("uses daily", "own", "end", 20, "a / d: lasts", """
+        {S} [use] {d T} each {unit}. | Every {unit} {S} [use] {d} of {them}. | {S} ([need] {d T} every|[use]
+        {d T} per) {unit}. | {S} [use] up {d} of {them} every {unit}."""),
+    # money
+    kind("buys at a price", "shop?", "spent", 60, "n * p: pay", """
+        {S} [BUY] {n things} (for|at) {p money} each. | {S} [BUY] {n things}. Each {thing} [-cost] {p money}.
+        | {S} [BUY] {n things} that [+cost] {p money} each. | One {thing} [-cost] {p money} and {S} [BUY]
+        {n things}. | (One|Each) {thing} [-cost] {p money}. {S} [BUY] {n things}."""),
+    kind("price of one", "shop?", "end", 30, "s / n: one costs", """
+        {S} [pay] {s money} for {n things} {where}. | {S} [BUY] {n things} for {s money} {where}. | {S}
+        [spend] {s money} on {n things} {where}. | {n things} [+cost] {S:him} {s money} (in all|altogether|).
+        | {S} [BUY] {n things} and [pay] {s money} for them. | For {n things}, {S} [pay] {s money}."""),
+    kind("number bought", "shop?", "end", 30, "s / p: bought", """
+        {S} [spend] {s money} on {things} {where}. Each {thing} [-cost] {p money}. | (One|Each) {thing}
+        [-cost] {p money}. {S} [buy] {things} for {s money} {where}. | {S} [spend] a total of {s money} on
+        {things} that [+cost] {p money} each. | {S} [pay] {s money} for {things} at {p money} each. | {S}
+        [have] {s money} and [spend] it all on {things} at {p money} each."""),
+    kind("cost of so many", "shop?", "end", 24, "n * p: cost of", """
+        (One {thing}|{A_thing}|Each {thing}) [-cost] {p money} {where}. | The price of one {thing} [-be]
+        {p money} {where}. | {Things} ([+cost]|[+be]) {p money} each {where}. | The shop [-sell] {things} at
+        {p money} each. | {Where}, one {thing} [-cost] {p money}."""),
+    kind("pays with", "spent", "end", 60, "i - a: change", """
+        {S} [pay] with {bill}. | {S} [give] the cashier {bill}. | {S} [hand] over {bill}. | {S} [pay] with
+        {i T}. | {S} [give] {i T} to the cashier."""),
+    kind("spends more", "spent", "spent", 50, "a + p: spend in all", """
+        {S} also [buy] {item} for {p T}. | {S} [pay] {p T} for {item}. | Then {S} [spend] {p T} on {item}. |
+        {S} [buy] {item} that [-cost] {p T}. | {Item} [-cost] {S:him} {p T}."""),
+    kind("buys more at a price", "spent", "spent", 40, "n * p: pay; a + x: spend in all", """
+        {S} (also|then) [buy] {n things} for {p T} each. | {S} [buy] {n things}. (Each|One) {thing} [-cost]
+        {p T}. | {S} (also|) [buy] {n things} at {p T} each."""),
+    kind("had money", "spent", "money", 50, "g - a: left", """
+        {S} [have] {g T} (at first|before that|in the beginning). | {S} [come] to the shop with {g T}. | {S}
+        [start] with {g T}. | There [-be] {g T} in {S:'s} (purse|wallet) (at first|before that)."""),
+    kind("buys from money", "money", "money", 40, "n * p: pay; a - x: left", """
+        {S} [buy] {n things} for {p T} each. | {S} [buy] {n things}. Each {thing} [-cost] {p T}. | {S} [buy]
+        {n things} at {p T} each. | One {thing} [-cost] {p T}. {S} [buy] {n of things}."""),
+    kind("can afford", "money", "end", 40, "a / d: can buy", """
+        (One {thing}|{A_thing}|Each {thing}) [-cost] {d T}. | The price of one {thing} [-be] {d T}. | {Things}
+        [+cost] {d T} each. | {S} [want] to buy {things} that [+cost] {d T} each."""),
+    kind("sells at a price", "own", "money", 40, "a * p: earns", """
+        {S} [sell] {them} (for|at) {p money} each. | Each {T1} [-be] sold for {p money}. | {S} [sell] {them}
+        all for {p money} apiece. | {S} [get] {p money} for each {T1}."""),
+    # so much in so long
+    kind("for so long", "rate?", "act", 70, "r * n: total", """
+        {S} [V] {r T} {per} for {n units}. | For {n units}, {S} [V] {r T} {per}. | {S} [V] {r T} (every|each)
+        {unit} for {n units}. | {Each_unit}, {S} [V] {r T}, for {n units}. | {S} [V] {r T} {per}. (This [-go]
+        on|{S} [do] so|{S} [keep] this up) for {n units}."""),
+    kind("in so long", "rate?", "end", 26, "r * n: in time", """
+        {S} [V] {r T} {per}. | {Each_unit}, {S} [V] {r T}. | {S} usually [V] {r T} {per}. | {S} [V] {r T} in
+        one {unit}."""),
+    kind("how long", "rate?", "end", 26, "u / r: takes", """
+        {S} [V] {r T} {per}. {S} [want] to {V} {u T}. | {Each_unit}, {S} [V] {r T}. {S} [have] to {V} {u T} in
+        all. | {S} [need] to {V} {u T} and [V] {r T} {per}. | {S} [V] {u T} in all, {r} {per}."""),
+    kind("how much a day", "rate?", "end", 26, "u / n: rate", """
+        {S} [V] {u T} in {n units}. | In {n units}, {S} [V] {u T}. | It [-take] {S:him} {n units} to {V}
+        {u T}. | {S} [V] {u T} in {n units}, the same number every {unit}."""),
+    kind("for so many weeks", "rate?", "act", 10, "w * 7: days; r * x: total", """
+        {S} [V] {r T} (each|every|a) day for {w weeks}. | For {w weeks}, {S} [V] {r T} (each|every|a)
+        day."""),
+    # ages, lengths, weights
+    kind("in years", "age", "end", 60, "a + y: in years", ""),
+    kind("years ago", "age", "end", 40, "a - l: years ago", ""),
+    kind("grows", "grows", "end", 60, "a + b: be now", """
+        {S} [grow] ({b more T}|by {b T}). | Then {S} [grow] another {b T}. | In a year {S} [grow] {b T}. |
+        Since then, {S} [grow] {b more T}."""),
+    kind("is shortened", "cut", "end", 60, "a - l: be now", """
+        {O} [-cut] {l T} off {S}. | {l T} of {S} [+be] cut off. | {O} [-use] {l T} of {S}. | {O} [-cut] off
+        {l T} of it."""),
+    kind("is cut", "cut", "end", 60, "a / d: pieces", """
+        {S} [be] cut into pieces of {d T}. | {O} [-cut] {S} into pieces of {d T} each. | {S} [be] cut into
+        pieces, each {d T} long. | {O} [-divide] it into pieces of {d T}."""),
+    kind("parts", "parts?", "end", 14, "b * e: parts", """
+        There [+be] {b T} {here}. | {S} ([see]|[have]|[count]|[draw]|[paint]|[photograph]) {b T} {here}. | {S}
+        [look] at {b T} {here}. | {S} [have] a picture of {b T}."""),
+    kind("parts of so many", "parts?", "end", 10, "n * e: parts of", """
+        (Every {T1}|Each {T1}|{A_T1}|One {T1}) [-have] {e parts}. | {S} [know] that (every {T1}|each
+        {T1}|{a_T1}|one {T1}) [-have] {e parts}. | {S} [look] at a picture of {T}. (Every {T1}|Each
+        {T1}|{A_T1}) [-have] {e parts}."""),
+]
+QUESTIONS |= {"diff age": QUESTIONS["diff be"], "diff weigh": QUESTIONS["diff be"]}
+
+# Comparisons told backwards, "Tom has 3 more than Ann", when Ann's are asked for: {equation: (its number, the
+# equation that undoes it)}
+BACKWARDS = {"a + b": ("b", "a - l"), "a + p": ("p", "a - l"), "a - l": ("l", "a + b"),
+             "a * k": ("k", "a / j"), "a * h": ("h", "a / h"), "a / h": ("h", "a * h")}
+
+
+def backwards(kind):
+    """A comparison, told backwards."""
+    (equation, asks), = kind.steps
+    letter, inverse = BACKWARDS[equation]
+    say = [re.sub(rf"\{{{letter}\b", "{" + inverse[-1], wording) for wording in kind.say]
+    return kind._replace(name=f"{kind.name}, backwards", steps=[(inverse, asks)], say=say)
+
+
+KINDS += [backwards(kind) for kind in KINDS if kind.gives == "other" and kind.steps[0][0] in BACKWARDS]
+TIMELESS = {"groups", "there are groups", *TELL, *(  # facts that can be told in any order
+    kind.name for kind in KINDS if kind.gives in ("other", "joint", "difference"))}
+
+
+# ---- the template teacher: from wordings to sentences ------------------------------------------------------
 
 @dataclass(eq=False)
 class Entity:
@@ -660,7 +903,7 @@ class Entity:
 
 
 class Teacher:
-    """How sub-questions and solutions speak: names, not pronouns; digits."""
+    """How sub-questions speak: names, not pronouns; digits."""
 
     def name(self, entity, case):
         return self.inflected(entity, entity.name, case)
@@ -671,17 +914,23 @@ class Teacher:
     def number(self, value):
         return str(int(value)) if value == int(value) else f"{float(value):.2f}"
 
-    def count(self, value, thing, kind):
-        """The number with its thing; kind: as in FACTS."""
-        extra = {"M": "more ", "L": "less " if thing.money else "fewer "}.get(kind, "")
-        return f"{self.number(value)} {extra}{thing.of(value)}"
+    def dollars(self, value):
+        """A number of dollars without the word."""
+        return f"${self.number(value)}"
+
+    def count(self, value, thing, more):
+        """The number with its thing; more: "", "more", "fewer", "added" or "of", as in wordings."""
+        more = {"more": "more ", "fewer": "less " if thing.money else "fewer "}.get(more, "")
+        return f"{self.number(value)} {more}{thing.of(value)}"
 
 
 class Narrator(Teacher):
     """How the text of a problem speaks: pronouns, numbers in words, "$5", "5 of them"."""
 
-    def __init__(self, rng):
-        self.rng, self.subject, self.known, self.before, self.here = rng, None, set(), set(), set()
+    def __init__(self, rng, mixed):
+        """mixed: whether the story tells of several things, so that "5 of them" could be any."""
+        self.rng, self.mixed = rng, mixed
+        self.subject, self.known, self.before, self.here = None, set(), set(), set()
         self.in_words, self.commas, self.signs = rng.random() < 0.15, rng.random() < 0.3, rng.random() < 0.75
         self.pronouns = rng.choice((0.2, 0.6, 0.9))
 
@@ -690,14 +939,13 @@ class Narrator(Teacher):
         rival = any(one.sex == entity.sex and one is not entity for one in self.before | self.here)
         rare = entity.sex == "it" and not entity.first
         likely = self.pronouns * (0.1 if rival else 1) * (0.15 if rare else 1)
-        if (entity is self.subject and entity.first != "-" and self.rng.random() < likely
-                or entity.first == "they" and len(self.known) > 1 and self.rng.random() < self.pronouns / 2):
+        if entity is self.subject and entity.first != "-" and self.rng.random() < likely:
             return PRONOUNS[entity.sex][case]
         name, owner = entity.name, entity.owner
         if owner:
             whose = PRONOUNS[owner.sex]["'s"] if owner is self.subject else f"{owner.name}'s"
             name = f"{whose} {entity.first}"
-        elif entity not in self.known and entity.first not in ("", "-", "they"):
+        elif entity not in self.known and entity.first not in ("", "-"):
             name = entity.first
         self.known.add(entity)
         return self.inflected(entity, name, case)
@@ -714,24 +962,27 @@ class Narrator(Teacher):
             return NUMBER_WORDS[int(value)]
         return f"{int(value):,}" if self.commas else str(int(value))
 
-    def count(self, value, thing, kind):
+    def dollars(self, value):
+        return f"${Teacher.number(self, value)}" if self.signs else self.number(value)
+
+    def count(self, value, thing, more):
         n, what, rng = self.number(value), thing.of(value), self.rng
         if thing.money:
-            amount = f"${super().number(value)}" if self.signs else f"{n} {what}"
-            if kind == "L":
-                return f"{amount} less"
-            return f"{amount} more" if kind == "M" or kind == "G" and rng.random() < 0.6 else amount
-        if kind in "ML":
-            return f"{n} {'more' if kind == 'M' else 'fewer'} {what}"
-        if kind == "G":
-            more = f"{n} more {what}"
-            return rng.choice((more, f"{n} more", f"another {n} {what}", f"{n} {what}", more))
-        if kind == "F":
-            return rng.choice((f"{n} of them", f"{n} of the {thing}", f"{n} {what}", n, f"{n} {what}"))
+            amount = self.dollars(value) if self.signs else f"{n} {what}"
+            return amount + {"more": " more", "added": " more", "fewer": " less"}.get(more, "")
+        if more in ("more", "fewer"):
+            return f"{n} {more} {what}"
+        if more == "added":
+            ways = f"{n} more {what}", f"another {n} {what}", f"{n} {what}", f"{n} more"
+            return rng.choice(ways[:3] if self.mixed else ways)
+        if more == "of" and not self.mixed:
+            return rng.choice((f"{n} of them", f"{n} of the {thing}", n, f"{n} {what}"))
         return f"a dozen {thing}" if value == 12 and rng.random() < 0.15 else f"{n} {what}"
 
 
 TEACHER = Teacher()
+FIELD = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
+VERB = re.compile(r"\[([!+-]*)([^\]]+)\]")
 
 
 def lower(text):
@@ -739,109 +990,43 @@ def lower(text):
     return text[0].lower() + text[1:]
 
 
-def fill(wording, fields, tense, speaker):
-    """A wording with its fields filled in and its verbs conjugated: see FACTS. {Tail} is {tail} at the
-    beginning of a sentence.
-    """
-    subject = fields.get("S")
+def fill(wording, fields, tense, now, speaker):
+    """A wording with its fields filled in and its verbs conjugated: see TELL. now: the tense of [!have]."""
+    subject = fields["S"]
 
     def text_of(match):
-        name, case = match[1], (match[2] or "").strip(":")
+        letter, more, name, case = match.groups()
+        if more == "nth":
+            return NTH[fields[letter]]
+        if letter:
+            return speaker.count(fields[letter], fields[name], more or "")
         if name in ("him", "his"):
-            return PRONOUNS[subject.sex]["obj" if name == "him" else "'s"]
-        found = fields[name] if name in fields else fields[lower(name)]
-        if isinstance(found, Entity):
-            return speaker.name(found, case)
-        text = str(found(speaker) if callable(found) else found)
-        return text if name in fields else capital(text)
+            return PRONOUNS[subject.sex]["him" if name == "him" else "'s"]
+        if len(name) == 1 and name.islower():
+            money = name in "abcglo" and fields["T"].money
+            return (speaker.dollars if money else speaker.number)(fields[name])
+        found = fields[name]
+        return speaker.name(found, case or "") if isinstance(found, Entity) else str(found)
 
-    def verb(match):
-        mark, base = match[1], match[2]
-        if mark == "#":
-            many = fields["value"] != 1
-        elif mark == "+":
-            many = fields["many"] == "many"
-        else:
-            many = mark != "-" and (fields["O"] if mark == "&" else subject).sex == "they"
-        return conjugate(base, "present" if mark == "!" and tense == "past" else tense, many)
+    def form_of(match):
+        mark, verb = match.groups()
+        verb = fields[verb] if verb.isupper() and verb != "DO" else verb
+        many = "+" in mark or "-" not in mark and bool(subject) and subject.sex == "they"
+        return conjugate(verb, now if "!" in mark else tense, many)
 
-    text = re.sub(r"\{([\w ]+)('s|:obj)?\}", text_of, wording)
-    text = re.sub(r"\[([!#+&-]?)([^\]]+)\]", verb, text)
-    return tidy(text)
-
-
-@cache
-def needed(wording):
-    """The fields that a wording cannot do without; {tail} may be empty, but not where it is all that "is"."""
-    names = set(re.findall(r"\{([\w ]+)", wording)) - {"tail", "here", "him", "his", "what"}
-    names |= {"O"} if "[&" in wording else set()
-    return names | ({"tail"} if re.search(r"(be|remain)\] \{tail\}", wording) else set())
+    for _ in range(2):  # what stands for a field may have fields itself
+        wording = FIELD.sub(text_of, wording)
+    return tidy(VERB.sub(form_of, wording))
 
 
 def available(wording, fields):
-    """Whether all that a wording needs is there."""
-    return all(fields.get(name, fields.get(lower(name))) not in ("", None) for name in needed(wording))
-
-
-@dataclass(eq=False)
-class Clause:
-    """A quantity as a clause that has a value: it can be told, asked for, concluded. "Tom bought 5 apples on
-    Monday".
+    """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
+    things only "are {tail}".
     """
-    form: str  # how it is said: see SAYS
-    S: Entity = None
-    V: str = "have"
-    T: Thing = None
-    tail: str = ""
-    tense: str = "present"
-    asks: str = ""  # how it is asked for: see QUESTIONS
-    value: int = None
-    kind: str = "last"  # what a story can go on with: own, act, there, money, be, cost; last: nothing
-    more: dict = field(default_factory=dict)  # more fields of its wordings
-    alternatives: dict = field(default_factory=dict)  # what it may say instead: {"tail": [...], "T": [...]}
-    told: bool = False  # whether its value is known: told by a fact, or found by a step
-
-    @property
-    def about(self):
-        return self.form, self.S, self.V
-
-    def with_value(self, value):
-        self.value, self.told = value, True
-        return self
-
-    def digits(self, speaker):
-        return speaker.number(self.value)
-
-    def counted(self, speaker, kind="N"):
-        return speaker.count(self.value, self.T, kind)
-
-    def fields(self, **others):
-        """What stands for the names in wordings: texts, entities, or functions of the speaker."""
-        thing = self.T
-        if thing.money:
-            amount, what = ("price", "") if self.V == "cost" else ("amount of money", "money")
-            how, more, many, less = "how much money", "how much more money", "much", "less"
-        else:
-            amount, what, many, less = f"number of {thing}", str(thing), "many", "fewer"
-            how, more = f"how many {thing}", f"how many more {thing}"
-        if self.more.get("how") == "how much":
-            more = "how much more"
-        fields = {"S": self.S, "V": self.V, "T": str(thing), "one": thing.of(1), "them": f"the {thing}",
-                  "tail": self.tail, "value": self.value, "k": self.digits, "how": how, "how more": more,
-                  "how fewer": more.replace("more", less), "less": less, "many": many,
-                  "amount": amount, "what": what}
-        if self.S and self.S.sex != "it":
-            fields["own"] = PRONOUNS[self.S.sex]["'s"] + f" {thing}"
-        fields |= {kind: lambda speaker, kind=kind: self.counted(speaker, kind) for kind in "NMLGF"}
-        return fields | self.more | others
-
-    def say(self, start=""):
-        """The clause as solutions say it: "5 apples on Monday"; start: a wording's first words."""
-        return fill(start + SAYS[self.form], self.fields(), self.tense, TEACHER)
-
-    def ask(self):
-        """The sub-question that asks for its value."""
-        return capital(fill(QUESTIONS[self.asks or self.form][0], self.fields(), self.tense, TEACHER))
+    names = {match[3] for match in FIELD.finditer(wording)} - {"", "him", "his"}
+    names |= {verb for _, verb in VERB.findall(wording) if verb.isupper()} - {"DO"}
+    names |= {"Tail"} if re.search(r"be\] \{tail\}", wording) else set()
+    return not any(fields[name] is None or fields[name] == "" and name[0].isupper() for name in names)
 
 
 # ---- the template teacher: a story and its world -----------------------------------------------------------
@@ -856,28 +1041,119 @@ def require(condition):
         raise DeadEnd
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """What a story is about at some point: of whom, what, when or where, and how much."""
+    form: str
+    S: Entity = None
+    V: str = "have"
+    T: Thing = None
+    tail: str = ""
+    value: Fraction = None
+    others: dict = field(default_factory=dict)  # what it may be compared with: {"tail": ["on Tuesday"]}
+    words: dict = field(default_factory=dict)   # more fields of its wordings
+    also: tuple = ()                            # more forms that it has
+
+
 class Fact(NamedTuple):
-    """What one sentence tells: a kind of FACTS, one of its wordings, and what fills it."""
+    """What one sentence or two tell: a kind, one of its wordings, and what fills it."""
     kind: str
     wording: str
-    clause: Clause
     fields: dict
-    tense: str
 
 
 class Step(NamedTuple):
-    """What one step finds: operands, which are clauses or numbers, joined by + - * or /."""
-    clause: Clause
-    op: str
-    operands: tuple
+    """What is found: the equation "5+3", its value, the sub-question, and how else it may be asked."""
+    equation: str
+    value: Fraction
+    question: str
+    wordings: list
+    fields: dict
 
-    def values(self):
-        return [one.value if isinstance(one, Clause) else one for one in self.operands]
+
+class Fields(dict):
+    """What stands for the names in wordings and equations: of a quantity, or drawn as FIELDS says."""
+
+    def __init__(self, story, quantity, **more):
+        super().__init__({"S": quantity.S, "V": quantity.V, "T": quantity.T, "tail": quantity.tail,
+                          "a": quantity.value} | quantity.words | more)
+        self.story, self.quantity = story, quantity
+
+    def __missing__(self, name):
+        if name in FIELDS:
+            self[name] = FIELDS[name](self.story, self)
+            return self[name]
+        small = lower(name)
+        if small != name and (small in self or small in FIELDS):
+            return capital(str(self[small]))  # {Tail}
 
 
-PLAIN = 0.3  # how often the first wording of a kind is taken
-COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
+FIELDS = {  # drawn where a wording or an equation has them
+    # numbers
+    "b": lambda story, f: story.amount(),
+    "c": lambda story, f: story.amount(),
+    "l": lambda story, f: story.less_than(f["a"]),
+    "v": lambda story, f: story.less_than(min(f["l"], f["a"] - f["l"] + 1)),
+    "g": lambda story, f: f["a"] + story.amount(),
+    "d": lambda story, f: story.divisor(f["a"], range(2, 26)),
+    "j": lambda story, f: story.divisor(f["a"], range(3, 11)),
+    "q": lambda story, f: story.divisor(f["a"], NTH),
+    "z": lambda story, f: story.divisor(f["x"], range(2, 51)),
+    "h": lambda story, f: 2,
+    "k": lambda story, f: story.pick((3, 4, 5, 6, 7, 8, 10)),
+    "n": lambda story, f: story.few(),
+    "w": lambda story, f: story.few(2, 8),
+    "y": lambda story, f: story.rng.randint(2, 20),
+    "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
+    "r": lambda story, f: story.amount(2, 2000),
+    "p": lambda story, f: story.price(),
+    "s": lambda story, f: f["n"] * f["p"],
+    "t": lambda story, f: f["n"] * f["m"],
+    "u": lambda story, f: f["n"] * f["r"],
+    "i": lambda story, f: story.pick([bill for bill in BILLS if bill > f["a"]][:2]),
+    # verbs, people, things
+    "GET": lambda story, f: story.verb(GAINS, f["T"], f["S"]),
+    "LOSE": lambda story, f: story.verb(LOSSES, f["T"], f["S"]),
+    "BUY": lambda story, f: story.pick(("buy", "buy", "order", "get")),
+    "DOING": lambda story, f: story.pick(DOINGS),
+    "O": lambda story, f: story.other(f["S"]),
+    "friends": lambda story, f: Thing(story.pick(SHARERS)),
+    "groups": lambda story, f: story.container(f["T"]),
+    "things": lambda story, f: story.thing(),
+    "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
+    "money": lambda story, f: DOLLARS,
+    "weeks": lambda story, f: Thing("week"),
+    # texts
+    "T1": lambda story, f: f["T"].one,
+    "a_T1": lambda story, f: article(f["T"].one),
+    "friend": lambda story, f: f["friends"].one,
+    "group": lambda story, f: f["groups"].one,
+    "thing": lambda story, f: f["things"].one,
+    "a_thing": lambda story, f: article(f["things"].one),
+    "unit": lambda story, f: f["units"].one,
+    "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
+    "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
+    "them": lambda story, f: "the money" if f["T"].money else story.pick(("the {T}", "the {T}", "them")),
+    "box": lambda story, f: story.pick(CONTAINERS[f["T"].letter]) if f["T"].letter else None,
+    "item": lambda story, f: article(story.thing("ftsch").one),
+    "at": lambda story, f: "in",
+    "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
+    "here": lambda story, f: story.pick(HERE),
+    "later": lambda story, f: story.pick(LATER),
+    "job": lambda story, f: story.pick(JOBS),
+    "per": lambda story, f: story.pick((article(f["unit"]), *(f"{each} {f['unit']}" for each in EACH))),
+    "each_unit": lambda story, f: f"{story.pick(EACH[:2])} {f['unit']}",
+    "bill": lambda story, f: story.pick(("a ${i} bill", "a {i}-dollar bill")),
+    "adjectives": lambda story, f: [thing.adjective for thing in with_adjectives(story, f["T"])],
+    "adj": lambda story, f: f["adjectives"][0],
+    "adj2": lambda story, f: f["adjectives"][1],
+    "rest": lambda story, f: story.pick(("the rest", "the others", "all the others", "the remaining {T}")),
+    "now_g": lambda story, f: story.pick(NOW_HAS).replace("#", "{g T}"),
+    "now_l": lambda story, f: story.pick(NOW_HAS).replace("#", "{l T}"),
+    "now_c": lambda story, f: story.pick(NOW_HAS).replace("#", "{c T} left"),
+    "while": lambda story, f: story.pick(WHILES),
+    "crowd": lambda story, f: story.pick(CROWDS_AT_WORK),
+}
 LISTED = {word.lower() for listed in (BOYS, GIRLS, SURNAMES, *NOUNS.values(), word_list(
     "she her his him they them the and one who how what")) for word in listed}
 
@@ -929,35 +1205,33 @@ class Words:
 
 
 class Story:
-    """A problem in the making: what it tells (facts) and what is found step by step (steps). Every number is
-    the value of a clause; the steps lead from the clauses that are told to the one that is asked for.
+    """A problem in the making: what it tells (facts), and what is found step by step (steps).
+
+    level: 1, 2 (facts in another order) or 3 (comparisons told backwards); wordings: "all", "train", "test".
     """
 
     def __init__(self, rng, words, n_steps, level=1, wordings="all"):
-        self.rng, self.words, self.n_steps, self.wordings = rng, words, n_steps, wordings
+        self.rng, self.words, self.n_steps, self.level, self.wordings = rng, words, n_steps, level, wordings
         self.tense = rng.choice(("past", "past", "present"))
         self.now = "present" if self.tense == "present" or rng.random() < 0.5 else "past"
         self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
-        self.level, self.backwards = level, 0.6 if level == 3 else 0.2  # share of relations told backwards
         self.facts, self.steps, self.people = [], [], []
-        self.differ, self.whole = [], None  # pairs of clauses whose difference is told; two whose sum is told
-        self.last_pair = None  # the two clauses that were compared last, and in which way they differ
+        self.mixed = False    # whether it tells of several things
+        self.ordered = False  # whether its facts must stay in their order
+        self.ways = []        # in which quantities differ that were compared or put together
+        self.compared = None  # with what the last step compared, and in which way they differ
 
     @property
     def left(self):
         """How many steps are still to come."""
         return self.n_steps - len(self.steps)
 
-    def clauses(self):
-        """All that is told or found so far."""
-        return [one.clause for one in self.facts + self.steps]
-
-    # -- chance
-
     def chance(self, probability):
         return self.rng.random() < probability
 
     def pick(self, options):
+        """One of a list; DeadEnd if it is empty."""
+        require(options)
         return self.rng.choice(options)
 
     # -- words
@@ -996,42 +1270,18 @@ class Story:
         return self.words.thing(letters)
 
     def container(self, thing, boxes=None):
-        """What a thing is kept in: one of `boxes`, if they are given."""
-        boxes = boxes or CONTAINERS.get(thing.letter, ["group"])
-        return Thing(self.pick([one for one in boxes if one not in thing.one and one not in self.words.used]))
+        """What a thing is kept in."""
+        boxes = boxes or CONTAINERS.get(thing.letter, BOXES)
+        return Thing(self.pick([box for box in boxes if box not in thing.one and box not in self.words.used]))
 
-    def verb(self, sign, thing, who=None, among=None):
-        """A verb of getting (sign 1) or losing (-1) a thing; for a shop or a school of `who`, and else if
-        need be, one of `among`.
-        """
-        among = FOR_PLACES if who and who.sex == "it" else among
-        fit = [verb for verb, letters in (GAINS if sign > 0 else LOSSES) if thing.letter in letters
-               and (among is None or verb in among.split(", "))]
-        require(fit and thing.letter)
-        return self.pick(fit)
-
-    # -- clauses in the story's tense; those with a value are told
-
-    def act(self, S, V, T, value=None, asks="act", tail="", kind="last", **more):
-        return Clause("act", S, V, T, tail, self.tense, asks, value, kind, more, told=value is not None)
-
-    def there(self, T, value=None, asks="there", tail="", kind="last", **more):
-        return replace(self.act(None, "be", T, value, asks, tail, kind, **more), form="there")
-
-    def total(self, S, V, T, kind="last"):
-        return self.act(S, V, T, None, "total", "in all", kind)
-
-    def in_each(self, thing, group, value=None, at="in"):
-        return self.there(thing, value, "each", f"{at} each {group.one}")
-
-    def spending(self, S, value=None, tail=""):
-        """Tom spends $14 on a hat, which is drawn unless `tail` says on what."""
-        item = "" if tail else article(self.thing().one)
-        return self.act(S, "spend", DOLLARS, value, "pay", tail or f"on {item}", "cost", item=item)
+    def verb(self, verbs, thing, who):
+        """One of `verbs` (GAINS or LOSSES) that goes with a thing; for a shop or a school of FOR_PLACES."""
+        return self.pick([verb for verb, letters in verbs if thing.letter and thing.letter in letters
+                          and (not who or who.sex != "it" or verb in FOR_PLACES)])
 
     # -- numbers
 
-    def draw(self, low=2, high=None):
+    def amount(self, low=2, high=None):
         """A number of the story's size; among large ones, smaller ones are more likely."""
         high = self.size if high is None else min(high, self.size)
         require(high >= low)
@@ -1043,979 +1293,382 @@ class Story:
         """A number of boxes, days, friends."""
         return self.rng.randint(low, high if self.size < 1000 else 3 * high)
 
-    def price(self, high=30):
+    def price(self):
         """A price: mostly whole dollars."""
         if self.chance(0.12):
             return Fraction(self.rng.randint(2, 60), 4)
-        return self.rng.randint(2, max(high, min(self.size // 20, 3000)))
+        return self.rng.randint(2, max(30, min(self.size // 20, 3000)))
 
-    def value(self, clause, low=2, high=None):
-        """A clause's value, drawn now if it has none."""
-        if clause.value is None:
-            clause.value = self.draw(low, high)
-        return clause.value
+    def less_than(self, top):
+        """A number below `top`."""
+        return self.amount(1 if top < 20 else 2, math.ceil(top) - 1)
 
-    def less_than(self, clause):
-        """A number below a clause's value."""
-        return self.draw(1 if clause.value and clause.value < 20 else 2, int(self.value(clause, 3)) - 1)
+    def divisor(self, value, choices):
+        """One of `choices` that divides a value."""
+        return self.pick([k for k in choices if value % k == 0 and value > k])
 
-    def divisor(self, clause, choices):
-        """One of `choices` that divides a clause's value, which is drawn to fit if it has none."""
-        if clause.value is None:
-            k = self.pick(choices)
-            clause.value = k * self.draw(2, max(12, self.size // k))
-            return k
-        fit = [k for k in choices if clause.value % k == 0 and clause.value > k]
-        require(fit)
-        return self.pick(fit)
+    def first_value(self, form):
+        """The value that a story begins with; often one that can be shared."""
+        if form in ("price", "spent"):
+            return self.price()
+        return self.few() * self.few() if self.chance(0.35) else self.amount(3)
 
-    # -- telling, relating, finding
+    # -- telling and finding
 
-    def tell(self, kind, clause, tense=None, place=None, each=None, **extra):
-        """Add a fact. place: where among the facts (the end); each: of what there are {m}; extra: fields."""
-        fields = clause.fields(where=self.pick(WHERE), here=self.pick(HERE), later=self.pick(LATER))
-        if clause.T.letter and not clause.T.content:
-            fields["box"] = self.pick(CONTAINERS[clause.T.letter])
-        if each:
-            fields |= {"T": str(each.T), "m": each.digits}
-        fields |= extra
-        fact = Fact(kind, self.choose(FACTS[kind], fields), clause, fields, tense or clause.tense)
-        self.facts.insert(len(self.facts) if place is None else place, fact)
-
-    def choose(self, wordings, fields):
-        """One of the wordings for which all fields are there; that at place 1 is held out for test files."""
+    def tell(self, kind, wordings, fields, place=None):
+        """Add a fact, in one of its wordings for which all fields are there; that at place 1 is held out for
+        test files. place: where among the facts (the end).
+        """
         if self.wordings != "all":
             wordings = wordings[1:2] if self.wordings == "test" else wordings[:1] + wordings[2:]
-        plain = wordings[:1] if self.rng.random() < PLAIN else []
-        for wording in plain + self.rng.sample(wordings, len(wordings)):
+        for wording in self.in_random_order(wordings):
             if available(wording, fields):
-                return wording
+                place = len(self.facts) if place is None else place
+                return self.facts.insert(place, Fact(kind, wording, fields))
         raise DeadEnd
 
-    def give(self, clause, low=2, high=None):
-        """Tell a clause with its value, unless it is known."""
-        if clause.told:
-            return
-        self.value(clause, low, high)
-        clause.told = True
-        if clause.asks in ("age", "weigh", "be", "there", "cost"):
-            kind = clause.asks
-        elif clause.V == "have" and clause.kind != "cost":
-            kind = "money" if clause.T.money else "have"
-        else:
-            kind = "spend" if clause.kind == "cost" else "act"
-        self.tell(kind, clause)
+    def in_random_order(self, wordings):
+        plain = wordings[:1] if self.chance(PLAIN) else []
+        return plain + self.rng.sample(wordings, len(wordings))
 
-    def either(self, *tells, first=0.65):
-        """Tell two things, the first one first with probability `first`; from level 2 on with the other's."""
-        for tell in tells if self.rng.random() < (first if self.level == 1 else 1 - first) else tells[::-1]:
-            tell()
+    def tell_quantity(self, quantity):
+        """Tell a quantity with its value, in the wordings of its form."""
+        form = "act" if quantity.form == "own" and quantity.V != "have" else quantity.form
+        self.tell(form, TELL[form], Fields(self, quantity))
 
-    def others_like(self, clause, way, known=()):
-        """Clauses of the story that differ from this one in the time (place, thing) alone; not `known`."""
-        same = [one for one in self.clauses() if one not in (clause, *known) and one.about == clause.about]
-        if way == "tail":
-            return [one for one in same if one.tail != clause.tail and str(one.T) == str(clause.T)]
-        return [one for one in same if one.T.one == clause.T.one
-                and one.T.adjective not in ("", clause.T.adjective)]
+    def find(self, equation, asks, fields, name="x"):
+        """The next step: its value becomes the field `name`. Raises DeadEnd where that is no number for a
+        child, or where the same has been asked before.
+        """
+        left, sign, right = equation.split(" ")
+        operands = [Fraction(fields[one] if one.isalpha() else one) for one in (left, right)]
+        fields[name] = value = COMPUTE[sign](*operands)
+        require(1 <= value <= 1_000_000 and (100 * value if fields["T"].money else value).denominator == 1)
+        wordings = questions_for(asks, fields.quantity)
+        require(available(wordings[0], fields))
+        question = capital(fill(wordings[0], fields, self.tense, self.now, TEACHER))
+        require(question not in [step.question for step in self.steps])
+        self.steps.append(Step(sign.join(map(TEACHER.number, operands)), value, question, wordings, fields))
+        return value
 
-    def step(self, clause, op, *operands):
-        """The next step, which finds `clause`. Raises DeadEnd where that is no number for a child."""
-        step = Step(clause, op, operands)
-        value = reduce(COMPUTE[op], map(Fraction, step.values()))
-        require(1 <= value <= 1_000_000 and (value.denominator == 1 or clause.T.money))
-        clause.value = int(value) if value.denominator == 1 else value
-        require(clause.ask() not in [one.clause.ask() for one in self.steps])
-        clause.told = True
-        self.steps.append(step)
-        return clause
+
+COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+def questions_for(asks, quantity):
+    """How QUESTIONS asks for what a step finds: of this form of quantity, if it has questions of its own."""
+    form = quantity.form
+    if asks == "same":
+        asks = "act" if form == "own" and quantity.V != "have" else {"own": "have"}.get(form, form)
+    names = f"{asks} {form}", f"{asks} money" if quantity.T.money else asks, asks
+    return next(QUESTIONS[name] for name in names if name in QUESTIONS)
 
 
 # ---- the template teacher: how a story begins --------------------------------------------------------------
+# An opening draws a quantity that has no value yet and is not told.
 
-def like(clause, **changes):
-    """A copy of a clause that has no value yet."""
-    new = {"value": None, "told": False, "more": dict(clause.more), "alternatives": {}} | changes
-    return replace(clause, **new)
-
-
-def it(name):
-    """An entity that pronouns do not stand for: each friend."""
-    return Entity(name, "it", "-")
-
-
-def all_of(thing):
-    """The friends."""
-    return Entity(f"the {thing}", "they", "-")
-
-
-def vary(clause, what, ways):
-    """Give a clause the first one of `ways` ("on Monday", "on Tuesday"); the others are its alternatives."""
-    first, *others = ways
-    setattr(clause, what, first)
-    clause.alternatives[what] = others
+def first_of(name, options):
+    """The fields of a quantity that is the first of several: "on Monday", and what the others are."""
+    return {name: options[0], "others": {name: options[1:]}}
 
 
 def with_adjectives(story, thing):
-    """A thing with two or more adjectives: red apples, green apples."""
+    """A thing with two adjectives or more: red apples, green apples."""
+    require(thing.letter and not thing.adjective and not thing.content)
     fit = FITTING.get(thing.letter, FITTING["other"])
     group = story.pick([group for group in ADJECTIVES if all(one in fit for one in group)])
     return [replace(thing, adjective=adjective) for adjective in story.rng.sample(group, len(group))]
 
 
-def two_of(story, wholes):
-    """Two things that are kinds of a third one, which `joint` knows: boys, girls."""
-    return story.rng.sample(story.pick(wholes)[:2], 2)
-
-
-def hide(story, total, number, each, weights):
-    """Of three clauses, total = number * each, draw the one that a story of one step asks for (of more: the
-    total). It loses its value, the others are told.
-    """
-    unknown = story.rng.choices((total, number, each), weights)[0] if story.left == 1 else total
-    total.with_value(number.value * each.value)
-    unknown.value, unknown.told = None, False
-    return unknown
-
-
-def find(story, unknown, total, number, each):
-    """The step that finds the one which `hide` has drawn."""
-    if unknown is total:
-        return story.step(total, "*", number, each)
-    return story.step(unknown, "/", total, each if unknown is number else number)
-
-
-def price_of(story, thing, value=None, name="one"):
-    """What one pen (or the pen) costs."""
-    first = "-" if name == "one" else article(thing.of(1))
-    entity = Entity(f"{name} {thing.of(1)}", "it", first)
-    return story.act(entity, "cost", DOLLARS, value, "cost", how="how much")
-
-
-def tell_price(story, thing, price):
-    """One pen costs $3."""
-    story.tell("costs", price, P=price.counted, one=thing.of(1), T=capital(str(thing)), many="many",
-               **{"a one": article(thing.of(1))})
-
-
-ADDED = {"comes": "be added", "goes": "be taken away"}  # how things come to a place, and go
-
-
-# An opening returns the clause that the story goes on from: to be given yet, or found by one of its steps.
-
 def open_own(story):
-    """Tom has 5 apples."""
-    thing = story.thing("fgtscha")
-    clause = story.act(story.holder(), "have", thing, asks="have", kind="own")
-    draw = story.rng.random()
-    if story.left > 1 and thing.letter != "a" and story.chance(0.15):
-        clause.T = replace(story.container(thing, BOXES), letter="h", content=thing)
-        story.words.used.add(clause.T.one)
-    if draw < 0.25 and not clause.T.content:
-        vary(clause, "T", with_adjectives(story, thing))
-    elif draw < 0.33 and not clause.T.content:
-        vary(clause, "T", two_of(story, WHOLES[3:]))
-    elif draw < 0.5:
-        clause.V, clause.asks = story.verb(1, clause.T, clause.S), "act"
-        story.tense = clause.tense = "past"
-        if draw < 0.42:
-            vary(clause, "tail", story.pick(TIMES))
-    return clause
+    """Tom has 5 apples; 5 red apples; picks 5 apples on Monday; has 5 boxes."""
+    thing, draw = story.thing("fgtscha"), story.rng.random()
+    quantity = Quantity("own", story.holder(), "have", thing)
+    if draw < 0.15:
+        return replace(quantity, **first_of("T", with_adjectives(story, thing)))
+    if draw < 0.2:
+        return replace(quantity, **first_of("T", story.rng.sample(story.pick(WHOLES[3:])[:2], 2)))
+    if draw < 0.3:
+        return replace(quantity, V=story.verb(GAINS, thing, quantity.S))
+    if draw < 0.4:
+        story.tense, verb = "past", story.verb(GAINS, thing, quantity.S)
+        return replace(quantity, form="act", V=verb, **first_of("tail", story.pick(TIMES)))
+    if draw < 0.48 and story.left > 1 and thing.letter != "a" and thing.one not in BOXES:
+        boxes = replace(story.container(thing, BOXES), letter="h", content=thing)
+        return replace(quantity, T=boxes, also=("boxes",), words={"content": thing})
+    return quantity
 
 
 def open_act(story):
     """Tom reads 5 pages on Monday."""
-    clause = story.act(story.person(), *story.pick(ACTS), kind="act")
-    if story.chance(0.7):
-        vary(clause, "tail", story.pick(TIMES))
-        story.tense = clause.tense = "past"
-    return clause
+    quantity = Quantity("act", story.person(), *story.pick(ACTS))
+    if story.chance(0.3):
+        return quantity
+    story.tense = "past"
+    return replace(quantity, **first_of("tail", story.pick(TIMES)))
 
 
 def open_there(story):
-    """There are 5 birds in the tree."""
-    thing, where, comes, goes = story.pick(SCENES)
-    clause = story.there(thing, tail=where, kind="there", comes=comes, goes=goes)
-    if story.chance(0.4):
-        clause.T, clause.more = story.thing("fgtscha"), dict(ADDED)
-        vary(clause, "tail", story.pick(SPOTS))
+    """There are 5 birds in the tree; 5 red pens in the bag; 5 boys in the class."""
+    draw = story.rng.random()
+    if draw < 0.5:
+        thing, where, comes, goes = story.pick(SCENES)
+        return Quantity("there", T=thing, tail=where, words={"COME": comes, "GO": goes})
+    if draw < 0.75:
+        thing, places = story.thing(), story.pick(SPOTS)
+        several = first_of("tail", places)
         if story.chance(0.4):
-            clause.T, *clause.alternatives["T"] = with_adjectives(story, clause.T)
-    elif story.chance(0.25):
-        vary(clause, "T", two_of(story, WHOLES[:3]))
-        clause.tail, clause.more = story.pick(CROWDS), {"comes": "come", "goes": "leave"}
-    return clause
+            several = first_of("T", with_adjectives(story, thing)) | {"tail": places[0]}
+        return Quantity("there", **{"T": thing} | several, words={"COME": "be added", "GO": "be taken away"})
+    several = first_of("T", story.rng.sample(story.pick(WHOLES[:3])[:2], 2))
+    return Quantity("there", tail=story.pick(CROWDS), **several, words={"COME": "come", "GO": "leave"})
 
 
 def open_money(story):
     """Tom has $5."""
-    return story.act(story.person(), "have", DOLLARS, asks="have", kind="money")
+    return Quantity("money", story.person(), "have", DOLLARS)
+
+
+def open_spent(story):
+    """Tom spends $14 on a hat."""
+    return Quantity("spent", story.person(), "spend", DOLLARS)
 
 
 def open_price(story):
-    """A book costs $12."""
-    return replace(price_of(story, story.thing(), name="the"), kind="price")
+    """The hat costs $12."""
+    names = [story.thing().one for _ in range(2)]
+    items = [Entity(f"the {name}", "it", article(name)) for name in names]
+    return Quantity("price", items[0], "cost", DOLLARS, others={"S": items[1:]})
 
 
 def open_be(story):
     """Tom is 5 years old; the rope is 5 meters long."""
-    story.size = min(story.size, 300)
-    what, unit, adjective, *less = story.pick(MEASURES)
-    if what == "person" or adjective == "old":
-        who = [story.person() for _ in range(3)]
-        if what != "person":
-            who = [it(f"{one.name}'s {what}") for one in who]
-        elif story.chance(0.4):
-            who[1] = story.other(who[0])
+    what, unit, adjective, *opposite = story.pick(MEASURES)
+    if what == "person":
+        who = [story.person()]
+        who.append(story.other(who[0]))
+    elif adjective == "old":
+        who = [Entity(f"{story.person().name}'s {what}", "it", "-") for _ in range(2)]
     else:
-        who = [Entity(f"the {word} {what}") for word in (*story.pick(WHICH), "other")]
-    more, usual, side = DEGREES[adjective]
-    asks = {"old": "age", "heavy": "weigh"}.get(adjective, "be")
-    return Clause("act" if asks == "weigh" else asks, who[0], "weigh", Thing(unit), asks=asks, kind="be",
-                  more={"adj": adjective, "more": more, "less": less[0] if less else usual,
-                        "units": plural(unit), "side": side, "others": who[1:]})
+        who = [Entity(f"the {word} {what}") for word in story.pick(WHICH)]
+    more, less, side = DEGREES[adjective]
+    grows = what in ("tree", "plant", "snake") or (what, adjective) == ("person", "tall")
+    also = ("grows",) if grows else ("cut",) if what in ("rope", "ribbon", "board", "stick") else ()
+    form = {"old": "age", "heavy": "weigh"}.get(adjective, "be")
+    story.size = min(story.size, 40 if form == "age" else 200)
+    story.tense = "present" if form == "age" else story.tense
+    words = {"adj": adjective, "more": more, "less": opposite[0] if opposite else less, "side": side}
+    return Quantity(form, who[0], "be", Thing(unit), others={"S": who[1:]}, words=words, also=also)
 
 
 def open_groups(story):
-    """There are 3 boxes with 4 apples in each: the total, the number or the size is asked for."""
-    holder, at = None, "in"
-    if story.chance(0.35):
+    """Seats in rows, cookies in jars."""
+    thing, at = story.thing(), "in"
+    if story.chance(0.5):
         item, group, at = story.pick(GROUPS)
         thing, group = Thing(item), Thing(group)
     else:
-        thing, holder = story.thing(), story.holder() if story.chance(0.75) else None
         group = story.container(thing)
-    total = story.there(thing, asks="total there", kind="there", **ADDED)
-    number = story.there(group, story.few(2, 20))
-    if holder:
-        total = story.total(holder, "have", thing, "own")
-        number = story.act(holder, "have", group, story.few(2, 20), "have")
-    each = story.in_each(thing, group, story.draw(2, 16_000), at)
-    fields = {"group": group.one, "at": at, "each": each}
-    unknown = hide(story, total, number, each, (5, 3, 3))
-    if unknown is total and story.left == 1 and story.chance(0.3):  # "How many apples are there in 3 boxes?"
-        story.tell("each has", each, **fields)
-        total = story.there(thing, asks="in groups", tail=f"{at} {number.counted(TEACHER)}", at=at,
-                            number=number.counted)
-        return story.step(total, "*", each, number.value)
-    if unknown is total:
-        story.tell("groups" if holder else "there groups", number, **fields)
-    else:
-        story.either(lambda: story.tell("all" if holder else "all there", total),
-                     lambda: story.tell("each has", each, **fields) if unknown is number
-                     else story.tell("have" if holder else "there", number))
-    return find(story, unknown, total, number, each)
+    words = {"groups": group, "at": at, "COME": "be added", "GO": "be taken away"}
+    return Quantity("groups", T=thing, words=words)
 
 
-def open_shared(story):
-    """4 children have 20 crayons each. How many do they have in all?"""
-    who, thing = Thing(story.pick(SHARERS)), story.thing()
-    number = story.there(who, story.few())
-    each = story.act(it(f"each {who.one}"), "have", thing, story.draw(2, 16_000))
-    story.tell("each person", number, each=each)
-    return story.step(story.total(all_of(who), "have", thing, "own"), "*", number, each)
+def open_crowd(story):
+    """Some children have so many crayons each."""
+    friends = Thing(story.pick(SHARERS))
+    who = Entity(f"the {friends}", "they", "-")
+    return Quantity("crowd", who, T=story.thing(), words={"friends": friends})
 
 
-def open_prices(story):
-    """Tom buys 3 pens at $2 each: what he pays, how many he gets, or the price of one is asked for."""
-    person, thing = story.person(), story.thing()
-    number = story.act(person, story.pick(("buy", "buy", "buy", "order", "get")), thing, story.few(2, 15))
-    one = price_of(story, thing, story.price())
-    total = story.spending(person, tail=f"on the {thing}")
-    unknown = hide(story, total, number, one, (5, 2, 2))
-    costs = lambda: tell_price(story, thing, one)
-    if unknown is one:
-        story.tell("paid for all", number, P=total.counted)
-    elif unknown is number:
-        story.either(costs, lambda: story.tell("spent in all", total, T=str(thing)))
-    elif story.left == 1 and story.chance(0.3):  # "How much do 3 pens cost?"
-        costs()
-        total.asks, total.tail = "cost of", f"on {number.counted(TEACHER)}"
-        total.more["number"] = number.counted
-    elif story.chance(0.5):
-        story.tell("buys at", number, P=one.counted)
-    else:
-        story.either(costs, lambda: story.tell("buys", number))
-    return find(story, unknown, total, number, one)
-
-
-def open_cost(story):
-    """Tom spends $14 on a hat."""
-    clause = story.spending(None)
-    clause.S = story.person()
-    return clause
+def open_shop(story):
+    """Tom buys pens."""
+    return Quantity("shop", story.person(), "buy", DOLLARS)
 
 
 def open_rate(story):
-    """Tom reads 5 pages a day for 4 days: the total, the days, or the pages a day are asked for."""
+    """Tom reads so many pages a day."""
     verb, noun, unit = story.pick(RATES)
     thing = Thing(noun)
     if story.chance(0.4):
         (verb, thing), unit = story.pick(ACTS), story.pick(("day", "day", "day", "week", "month"))
-    vehicle = story.pick(("train", "plane", "bus", "car", "ship"))
-    person = Entity(f"the {vehicle}") if verb == "travel" else story.person()
-    rate = story.act(person, verb, thing, story.draw(2, 2000), "rate", f"each {unit}", unit=unit)
-    time = story.act(person, "take", Thing(unit), story.few(2, 14), "so long", thing=str(thing))
-    total = story.total(person, verb, thing, "money" if verb in ("earn", "save", "get") else "act")
-    unknown = hide(story, total, time, rate, (6, 3, 3))
-    each, every = f"each {unit}", f"every {unit}"
-    fields = {"per": story.pick((each, every, article(unit), f"per {unit}")),
-              "Per": capital(story.pick((each, every))), "unit": unit, "V": verb, "D": time.counted}
-    if unknown is time:
-        story.either(lambda: story.tell("per", rate, **fields), lambda: story.tell("act", total))
-    elif unknown is rate:
-        story.tell("in so long", total, **fields)
-    elif story.left == 1 and story.chance(0.35):  # "How many pages does he read in 4 days?"
-        story.tell("per", rate, **fields)
-        total.asks, total.tail = "in time", f"in {time.counted(TEACHER)}"
-    elif story.left > 1 and unit == "day" and story.chance(0.4):
-        weeks = story.act(person, "take", Thing("week"), story.few(2, 8), "so long")
-        time.value, time.told = None, False
-        story.tell("per for", rate, **fields | {"D": weeks.counted})
-        story.step(time, "*", weeks, 7)
-    elif story.chance(0.6):
-        story.tell("per for", rate, **fields)
-    else:
-        story.tell("per", rate, **fields)
-        story.tell("for so long", time)
-    return find(story, unknown, total, rate, time)
+    vehicle = Entity(f"the {story.pick(('train', 'plane', 'bus', 'car', 'ship'))}")
+    who = vehicle if verb == "travel" else story.person()
+    return Quantity("rate", who, verb, thing, words={"units": Thing(unit)})
 
 
 def open_parts(story):
-    """How many legs do 5 dogs have?"""
-    name, k, part = story.pick(HAVE_PARTS)
-    thing, story.tense = Thing(name), "present"
-    number = story.there(thing, tail=story.pick(("", "", "in a picture", "in a book")),
-                         value=story.draw(2, 500))
-    one = story.act(it(article(name)), "have", Thing(part), int(k))
-    if story.chance(0.4):
-        story.tell("has parts", one, **{"what one": name})
-        dogs = Entity(number.counted(TEACHER), "they", "-")
-        return story.step(story.act(dogs, "have", Thing(part)), "*", number.value, one)
-    story.tell("parts", number, O=story.person())
-    return story.step(story.total(all_of(thing), "have", Thing(part)), "*", number, one)
+    """Dogs have 4 legs."""
+    name, n, part = story.pick(HAVE_PARTS)
+    story.tense = "present"
+    return Quantity("parts", story.person(), T=Thing(name), words={"e": int(n), "parts": Thing(part)})
 
 
 OPENINGS = {  # how often one begins a problem of one step, and one of several
-    open_own: (46, 64), open_act: (11, 11), open_there: (12, 12), open_money: (6, 6), open_be: (7, 5),
-    open_groups: (12, 7), open_prices: (8, 6), open_rate: (10, 7), open_price: (2, 2), open_cost: (6, 6),
-    open_shared: (2, 2), open_parts: (2, 1)}
+    open_own: (50, 64), open_act: (11, 11), open_there: (16, 12), open_money: (6, 6), open_be: (7, 5),
+    open_groups: (8, 6), open_shop: (10, 10), open_rate: (10, 7), open_price: (4, 2), open_spent: (6, 8),
+    open_crowd: (2, 2), open_parts: (2, 1)}
 
 
 # ---- the template teacher: how a story goes on -------------------------------------------------------------
-# A link makes a step (or two) from a clause, given or found, and returns the clause that it finds.
 
-LINKS = []  # (function, kinds of clause that it takes, weight as a story's first link, as a later one)
-
-
-def link(kinds, weight, later=None):
-    """Register a link for clauses of some kinds."""
-    def register(function):
-        LINKS.append((function, kinds.split(), weight, weight if later is None else later))
-        return function
-    return register
-
-
-# -- something changes
-
-SIGNS = {1: "+", -1: "-"}
-VAGUE = {"gain": "some gained", "given": "some given", "lose": "some lost", "gives": "some gave",
-         "come": "some came", "go": "some left"}
+RESULTS = {  # the quantity that a kind gives, of the one that it has taken and its fields
+    "own": lambda old, f: replace(old, form="own", V="have", tail=""),
+    "act": lambda old, f: replace(old, form="act", tail="", others={}),
+    "there": lambda old, f: replace(old, form="there", others={}),
+    "money": lambda old, f: Quantity("money", old.S, "have", DOLLARS),
+    "spent": lambda old, f: Quantity("spent", old.S, "spend", DOLLARS),
+    "content": lambda old, f: Quantity("own", old.S, "have", f["content"]),
+    "end": lambda old, f: old,
+}
+LAST = "end", "difference", "part"  # a story ends with what these kinds give
 
 
-def happen(story, clause, sign, value, of_them=True, vague=False, alone=False):
-    """Draw and tell an event: something is added to what a clause counts (sign 1) or taken from it (-1).
-    Returns the event's clause. of_them: whether the story has said of what "3 of them" are; vague: "some of
-    them"; alone: without another person.
+def go_on(story, quantity):
+    """Tell what happens to a quantity and find the one that comes of it. Raises DeadEnd."""
+    kind = draw_kind(story, quantity)
+    if quantity.value is None:
+        quantity = replace(quantity, value=story.first_value(quantity.form))
+        if not kind.takes.endswith("?"):
+            story.tell_quantity(quantity)
+    compared, story.compared = story.compared, None
+    if kind.gives == "other":
+        return relate(story, kind, quantity)
+    if kind.gives == "part":
+        return other_part(story, kind, quantity)
+    if kind.gives in ("joint", "difference"):
+        return put_together(story, kind, quantity, compared)
+    fields = Fields(story, quantity)
+    for (equation, asks), name in zip(kind.steps, "xyz"):
+        value = story.find(equation, asks, fields, name)
+    if kind.say:
+        story.tell(kind.name, kind.say, fields)
+    return replace(RESULTS[kind.gives](quantity, fields), value=value)
+
+
+def draw_kind(story, quantity):
+    """One of the KINDS that take such a quantity, with as many steps as the story has left, or with fewer."""
+    forms = {quantity.form, *quantity.also}
+    forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
+    fit, weights = [], []
+    for kind in KINDS:
+        enough = len(kind.steps) == story.left if kind.gives in LAST else len(kind.steps) <= story.left
+        if enough and forms & set(kind.takes.split()):
+            fit.append(kind)
+            rare = story.level < 3 and kind.name.endswith("backwards")
+            weights.append(kind.weight / 4 if rare else kind.weight)
+    require(fit)
+    return story.rng.choices(fit, weights)[0]
+
+
+def other_quantity(story, quantity):
+    """A quantity that can be compared with this one: of another person, time, place or thing; and in what
+    they differ: "S", "tail" or "T".
     """
-    S, thing, gain, extra = clause.S, clause.T, sign > 0, {}
-    if clause.kind == "there":
-        kind = "come" if gain else "go"
-        verb = clause.more["comes" if gain else "goes"]
-        event = Clause("move", None, verb, thing, "", story.tense, "move", value)
-    elif clause.kind == "money" and gain:
-        kind, event = "earn", story.act(S, "get", DOLLARS, value)
-        extra = {"job": story.pick(JOBS), "O": story.other(S)}
-    elif clause.kind == "money":
-        kind, event = "spend", story.spending(S, value)
-    elif story.chance(0.35):
-        other = story.other(S)
-        kind, extra = "given" if gain else "gives", {"S": S, "O": other}
-        giver, taker = (other, S) if gain else (S, other)
-        event = story.act(giver, "give", thing, value, tail=f"to {taker.name}")
-    else:
-        kind, event = "gain" if gain else "lose", story.act(S, story.verb(sign, thing, S), thing, value)
-    told = story.clauses()
-    repeated = any(one.about == event.about for one in told)
-    mixed = thing.adjective or any(one.S is S and str(one.T) != str(thing) and (one.T.letter or not S)
-                                   for one in told)
-    places = clause.kind == "there" and any(one.form == "there" and one.tail != clause.tail for one in told)
-    require(clause.kind == "money" or not repeated)  # "How many came?" Then, or before?
-    require(not (places or vague and mixed or alone and kind in ("given", "gives")))  # where? of what?
-    if mixed or not of_them:
-        extra |= {"F": event.counted, "G": event.counted}
-    story.tell(VAGUE[kind] if vague else kind, event, **extra)
-    event.told = not vague
-    return event
-
-
-def ordered(two):
-    """Two clauses, the smaller one first. Raises DeadEnd where they are equal."""
-    small, big = sorted(two, key=lambda one: one.value)
-    require(small.value < big.value)
-    return small, big
-
-
-def later(clause, sign):
-    """What a clause counts, after an event."""
-    if clause.kind == "there":
-        return like(clause, tense="present", asks="more there" if sign > 0 else "now there")
-    tail, asks = ("now", "more now") if sign > 0 else ("left", "now")
-    return Clause("act", clause.S, "have", clause.T, tail, asks=asks, kind=clause.kind)
-
-
-def tell_later(story, clause, value):
-    """Tell what there is in the end."""
-    kind = "now there" if clause.kind == "there" else "now has"
-    story.tell(kind, clause.with_value(value), tense=story.now)
-
-
-@link("own money there", 18)
-def change(story, clause):
-    """Tom has 5 apples. He buys 3 more. How many does he have now?"""
-    sign = story.pick((1, -1))
-    story.give(clause)
-    event = happen(story, clause, sign, story.draw(1) if sign > 0 else story.less_than(clause))
-    return story.step(later(clause, sign), SIGNS[sign], clause, event)
-
-
-@link("own there", 6)
-def change_by(story, clause):
-    """Tom has 5 apples. He buys some more. Now he has 8. How many did he buy?"""
-    sign = story.pick((1, -1))
-    story.give(clause)
-    event, after = happen(story, clause, sign, None, vague=True), later(clause, sign)
-    tell_later(story, after, clause.value + story.draw(1) if sign > 0 else story.less_than(clause))
-    return story.step(event, "-", *((after, clause) if sign > 0 else (clause, after)))
-
-
-@link("own there money", 8)
-def change_from(story, clause):
-    """Tom has some apples. He buys 3 more. Now he has 8. How many did he have at first? Or two changes."""
-    require(not clause.told and clause.V in ("have", "be"))
-    there = "there " if clause.kind == "there" else ""
-    of_them = not clause.T.money and story.chance(0.7)
-    if of_them:
-        story.tell("some there" if there else "some had", clause)
-    events, amount = [], story.value(clause, 3)
-    for _ in range(min(story.left, 2)):
-        sign = story.pick((1, -1))
-        event = happen(story, clause, sign, story.draw(1, amount - 1 if sign < 0 else None), of_them)
-        amount += sign * event.value
-        events.append((event, sign))
-    before, clause.value = later(clause, sign), None
-    tell_later(story, before, amount)
-    while events:
-        event, sign = events.pop()
-        tail = clause.tail if there else "" if events else "at first"
-        asks, said = "before" if events else "at first", event.say("{S} [{V}] " if event.S else "")
-        new = like(clause, tail=tail, tense="past", kind="last", asks=there + asks, more={"event": said})
-        before = story.step(new, SIGNS[-sign], before, event)
-    return before
-
-
-@link("own there", 5)
-def compare_events(story, clause):
-    """Tom eats 3 of the apples and gives 2 away. How many more did he eat than he gave away? The end."""
-    there, told, left = clause.kind == "there", clause.told or story.chance(0.7), None
-    if told:
-        story.give(clause, 6)
-        left = clause.value
-    events = []
-    for sign in story.pick(((-1, 1), (1, -1)) if there else ((-1, -1), (-1, 1), (1, 1), (1, -1))):
-        value = story.draw(1, left - 1 if sign < 0 and left else None)
-        events.append(happen(story, clause, sign, value, told, alone=True))
-        left = left and left + sign * value
-    small, big = ordered(events)
-    form = "move diff" if there else "event diff"
-    new = like(big, form=form, asks=form, more={"other": conjugate(small.V, small.tense, there)})
-    return story.step(new, "-", big, small)
-
-
-@link("own", 4)
-def lose_part(story, clause):
-    """Tom gives half of the apples away. How many are left? A third of them: two steps."""
-    k = story.divisor(clause, (2, 2, 3, 4, 5) if story.left > 1 else (2,))
-    story.give(clause)
-    gone, nth = story.act(clause.S, story.verb(-1, clause.T, clause.S), clause.T), NTH.get(k, "")
-    story.tell("loses part" if nth else "loses half", gone, nth=nth)
-    if not nth:
-        return story.step(later(clause, -1), "/", clause, k)
-    story.step(gone, "/", clause, k)
-    return story.step(later(clause, -1), "-", clause, gone)
-
-
-def change_by_groups(story, clause, sign, kind, number, each, **fields):
-    """Two steps: so many groups of so many are added (taken), and what there is then."""
-    if clause.value is None and sign < 0:
-        clause.value = number.value * each.value + story.draw(1)
-    story.give(clause)
-    story.tell(kind, number, each=each, **fields)
-    moved = story.act(clause.S, fields.get("do", number.V), clause.T, tail="in all")
-    story.step(moved, "*", number, each)
-    return story.step(later(clause, sign), SIGNS[sign], clause, moved)
-
-
-@link("own", 4)
-def buy_groups(story, clause):
-    """Tom buys 3 bags of 4 apples each: two steps."""
-    sign = story.pick((1, 1, -1))
-    among = "buy, get, order, find, receive, make" if sign > 0 else "sell, give away, use, donate, lose"
-    group = story.container(clause.T)
-    number = story.act(clause.S, story.verb(sign, clause.T, among=among), group, story.few(2, 9))
-    each = story.in_each(clause.T, group, story.draw(2, 50))
-    return change_by_groups(story, clause, sign, "buys groups", number, each, group=group.one)
-
-
-@link("own", 3)
-def give_each(story, clause):
-    """Tom gives 4 apples to each of 3 friends; or each of them gives him 4: two steps."""
-    sign, who = story.pick((1, -1, -1)), Thing(story.pick(SHARERS))
-    kind, verb, do = ("gets from each", "give", "get") if sign > 0 else ("gives each", "get", "give away")
-    friends = story.there(who, story.few(2, 9))
-    each = story.act(it(f"each {who.one}"), verb, clause.T, story.draw(2, 50))
-    return change_by_groups(story, clause, sign, kind, friends, each, S=clause.S, do=do)
-
-
-@link("own act money", 4)
-def want(story, clause):
-    """Tom wants to have 20 apples. How many more does he need?"""
-    require(clause.V == "have" or clause.tail in ("", "in all"))
-    story.give(clause)
-    value, verb = clause.value + story.draw(1), "need" if clause.V == "have" else f"have to {clause.V}"
-    goal = like(clause, tail="", tense=story.now, V=f"want to {clause.V}").with_value(value)
-    story.tell("wants", goal, bare=clause.V)
-    return story.step(like(goal, V=verb, asks="need more", form="needs", kind="last"), "-", goal, clause)
-
-
-# -- two are compared, or put together
-
-PASSING = "now", "left", "at first", "in all", "together"  # tails that say nothing of others
-
-
-def sibling(story, clause):
-    """A clause that can be compared with `clause`: of another person, time, place or thing; and in what they
-    differ.
-    """
-    if clause.more.get("others"):
-        first, *others = clause.more["others"]
-        return like(clause, S=first, more=clause.more | {"others": others}), "person"
-    person = clause.S and clause.S.sex in ("he", "she") or clause.kind == "price"
-    ways = ["person"] * 3 if person else []
-    ways += [way for way in ("tail", "T") if clause.alternatives.get(way)] * 4
-    plain = clause.T.letter and not clause.T.adjective and not clause.alternatives
-    if clause.kind in ("own", "there") and plain:
+    ways = [way for way in ("S", "tail", "T") if quantity.others.get(way)] * 4
+    if quantity.S in story.people and "S" not in ways:
+        ways += ["S"] * 3
+    plain = quantity.T.letter and not quantity.T.adjective and not quantity.T.content and not quantity.others
+    if quantity.form in ("own", "there") and plain:
         ways += ["T"] * 2
-    require(ways)
-    way, new = story.pick(ways), like(clause)
-    if clause.tail in PASSING:
-        new.tail, new.tense = "", story.now if clause.tense == "present" else story.tense
-        new.asks = "have" if clause.V == "have" else "there" if clause.form == "there" else "act"
-    if way == "person" and clause.kind == "price":
-        new.S = price_of(story, story.thing(), name="the").S
-    elif way == "person":
-        new.S = story.other(clause.S)
-    elif clause.alternatives.get(way):
-        vary(new, way, clause.alternatives[way])
+    way, others = story.pick(ways), dict(quantity.others)
+    if others.get(way):
+        new, *others[way] = others[way]
     else:
-        new.T = story.thing(clause.T.letter)
-    return new, way
+        new = story.other(quantity.S) if way == "S" else story.thing(quantity.T.letter)
+    story.mixed |= way == "T"
+    story.ways.append(way)
+    return replace(quantity, value=None, others=others, **{way: new}), way
 
 
-def against(clause, other, way):
-    """The fields that compare a clause with another one: {ref} is "Tom", "on Monday", "red apples"."""
-    fields = {"ref": {"person": other.S, "tail": other.tail, "T": str(other.T)}[way],
-              "tail": "" if clause.tail in PASSING else clause.tail}
-    if way == "person":
-        do = conjugate(clause.V if clause.V == "have" else "do", clause.tense, other.S.sex == "they")
-        fields |= {"O": other.S, "do": "" if clause.kind == "price" else do}
-    return fields
+def reference(story, quantity, way):
+    """The fields of what something is compared with: {ref} is Tom, "on Monday" or "red apples"."""
+    ref = {"S": quantity.S, "tail": quantity.tail, "T": str(quantity.T)}[way]
+    if way != "S" or quantity.form == "price":
+        return {"ref": ref}
+    verb = "have" if quantity.V == "have" else "do"
+    return {"ref": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
 
 
-RELATIONS = {  # of a clause to another one: how it is computed, with which numbers, how often
-    "more": ("+", None, 8), "fewer": ("-", None, 5), "times": ("*", (3, 4, 5, 6, 7, 8, 10), 3),
-    "twice": ("*", (2,), 3), "half": ("/", (2,), 2), "fraction": ("/", tuple(NTH), 1)}
-
-
-@link("own act there money price be", 9)
-def compare(story, clause):
+def relate(story, kind, quantity):
     """Ann has 3 more apples than Tom; or backwards: Tom has 3 more than Ann, and Ann's are asked for."""
-    new, way = sibling(story, clause)
-    kind = story.rng.choices(list(RELATIONS), [weight for *_, weight in RELATIONS.values()])[0]
-    op, ratios, _ = RELATIONS[kind]
-    backwards = story.chance(story.backwards)
-    op = INVERSE[op] if backwards else op
-    if op == "/":
-        k = story.divisor(clause, ratios)
-    elif op == "*":
-        k = story.pick(ratios)
-        story.value(clause, high=1_000_000 // k)
+    other, way = other_quantity(story, quantity)
+    told, ref = (quantity, other) if kind.name.endswith("backwards") else (other, quantity)
+    (equation, asks), = kind.steps
+    fields = Fields(story, told, **{"a": quantity.value} | reference(story, ref, way))
+    letter = equation[-1]
+    asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
+    value = story.find(equation, asks, asked)
+    first = len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
+    story.tell(kind.name, kind.say, fields, place=0 if first else None)
+    story.compared = quantity, way
+    return replace(other, value=value)
+
+
+def put_together(story, kind, quantity, compared):
+    """How many do Tom and Ann have together? How many more has Ann than Tom? Ann's are told, or were compared
+    with Tom's.
+    """
+    if kind.say:
+        other, way = other_quantity(story, quantity)
+        other = replace(other, value=story.price() if other.form == "price" else story.amount())
+        story.tell_quantity(other)
+        two = quantity, other
     else:
-        k = story.less_than(clause) if op == "-" else story.draw(2)
-    told, other = (clause, new) if backwards else (new, clause)
-    by = like(told).with_value(k)
-    fields = against(told, other, way) | {"x": by.digits, "nth": NTH.get(k, "")}
-    start = {"there": "there ", "be": "is "}.get(clause.kind, "")
-    story.either(lambda: story.give(clause), lambda: story.tell(start + kind, by, **fields))
-    if not ratios:
-        story.differ.append({clause, new})
-    story.step(new, op, clause, k)
-    story.last_pair = clause, new, way
-    return new
+        require(compared)
+        other, way = compared
+        two = other, quantity
+    (equation, asks), = kind.steps
+    if kind.gives == "joint":
+        joint, tail = join_quantities(*two, way)
+        days = [one for one in story.ways if one != "S"]
+        require(days == ([way] if way != "S" else []))  # no other day or thing is left out
+        story.ways = []
+        require(joint.T.one != "thing" or story.left == 1)  # nothing can happen to "apples and pears"
+        story.ordered |= story.left > 1
+        fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
+        return replace(joint, value=story.find(equation, asks, fields))
+    small, big = sorted(two, key=lambda one: one.value)
+    told, ref = (small, big) if asks == "fewer" else (big, small)
+    fields = Fields(story, told, **reference(story, ref, way) | {"a": big.value, "b": small.value})
+    story.find(equation, asks, fields)
+    return quantity
 
 
-def pair(story, clause):
-    """`clause` and another one, both known: the one that it was compared with, or one that is given."""
-    if story.last_pair and story.last_pair[1] is clause and story.chance(0.6):
-        return story.last_pair
-    new, way = sibling(story, clause)
-    story.give(clause)
-    if story.left > 1 and new.V == "have" and new.T.letter and story.chance(0.2):
-        group = story.container(new.T)  # "Ann has 3 bags of 4": a step
-        number = like(new, T=group).with_value(story.few())
-        each = story.in_each(new.T, group, story.draw(2, 16_000))
-        story.tell("groups", number, each=each, group=group.one, at="in")
-        story.step(new, "*", number, each)
-    story.give(new)
-    return clause, new, way
+def join_quantities(first, second, way):
+    """What two quantities count together; and how a question says so: "in all", "together"."""
+    joint = replace(first, value=None, tail="", others={}, also=())
+    if way == "S":
+        return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", "they")), "together"
+    if way == "tail":
+        return joint, "" if first.form == "there" else "in all"
+    names = sorted((str(first.T), str(second.T)))
+    wholes = [whole for *kinds, whole in WHOLES if sorted(map(str, kinds)) == names]
+    both = wholes[0] if wholes else Thing("thing", join(names))
+    both = replace(first.T, adjective="") if first.T.adjective else both
+    return replace(joint, T=both, tail=first.tail), first.tail if first.form == "there" else "in all"
 
 
-@link("own act there money price be", 11)
-def difference(story, clause):
-    """How many more apples does Tom have than Ann? The last question of a story."""
-    *two, way = pair(story, clause)
-    small, big = ordered(two)
-    require(set(two) not in story.differ)
-    form, told, other = {"there": "there diff", "be": "be diff"}.get(big.kind, "diff"), big, small
-    if big.form == "act" and big.kind != "be" and story.chance(0.2):
-        form, told, other = "fewer" if form == "diff" else form, small, big
-    fields = against(told, other, way)
-    new = like(told, form=form, asks=form, kind="last", tail=fields["tail"], more=told.more | fields)
-    return story.step(new, "-", big, small)
-
-
-def joint(clauses, way):
-    """What several clauses count together."""
-    first = clauses[0]
-    new = like(first, tail="in all", asks=first.asks if first.kind == "be" else "total")
-    if first.form == "there":
-        new.tail, new.asks = first.tail if way == "T" else "", "total there"
-    if way == "person":
-        new.S, new.tail = Entity(join([one.S.name for one in clauses]), "they", "they"), "together"
-        new.kind = "last" if first.kind in ("price", "be") else first.kind
-    elif way == "T":
-        names = [str(one.T) for one in clauses]
-        wholes = [whole for *kinds, whole in WHOLES if sorted(map(str, kinds)) == sorted(names)]
-        new.T = (replace(first.T, adjective="") if all(one.T.adjective for one in clauses)
-                 else wholes[0] if wholes else Thing("thing", join(names)))
-        new.kind = first.kind if new.T.letter else "last"
-    return new
-
-
-@link("own act there money price be", 11)
-def together(story, clause):
-    """How many apples do Tom and Ann have together? How many pages does Tom read on both days?"""
-    *parts, way = pair(story, clause)
-    other = parts[1]
-    if way != "person" and other.alternatives.get(way) and story.chance(0.35):
-        parts.append(like(other, **{way: other.alternatives[way][0]}))
-    elif way == "person" and clause.kind not in ("price", "be") and story.chance(0.15):
-        parts.append(like(other, S=story.other(clause.S)))
-    story.give(parts[-1])
-    ways = {"tail", way} - {"person"}
-    require(not any(story.others_like(one, what, parts) for one in parts for what in ways))
-    require(not story.whole or set(parts[:2]) != story.whole)
-    return story.step(joint(parts, way), "+", *parts)
-
-
-@link("own act there", 9)
-def part(story, clause):
-    """Tom has 9 apples in all. 5 of them are green. How many are red? The clause is one of the parts."""
-    require(not clause.told and clause.alternatives)
-    other, way = sibling(story, clause)
-    require(way != "person" or not clause.tail)
-    whole = joint([clause, other], way)
-    story.value(whole, 4)
-    clause.value, whole.told = story.less_than(whole), True
-    story.either(lambda: story.tell("all there" if whole.form == "there" else "all", whole),
-                 lambda: story.give(clause), first=0.75)
-    story.whole, other.alternatives = {clause, other}, {}
-    return story.step(other, "-", whole, clause)
-
-
-def unmixed(story, clause):
-    """Two parts of what a clause counts: red ones, green ones. DeadEnd where a reader would ask: of which?"""
-    mixed = clause.S and clause.S.sex == "they" or story.whole or story.others_like(clause, "tail")
-    mixed = mixed or story.others_like(clause, "T") or any(one.kind == "own" and one.S is not clause.S
-                                                           for one in story.clauses())
-    require(clause.T.letter and not clause.T.adjective and not clause.T.content and not mixed)
-    return [story.there(thing) for thing in with_adjectives(story, clause.T)[:2]]
-
-
-def tell_part(story, kind, some, clause, **fields):
-    """Of the apples, some are red."""
-    story.tell(kind, some, adj=some.T.adjective, T=str(clause.T), **fields)
-
-
-@link("own there", 3)
-def rest(story, clause):
-    """5 of the apples are red, the rest are green. How many are green?"""
-    some, others = unmixed(story, clause)
-    story.give(clause)
-    tell_part(story, "some are", some.with_value(story.less_than(clause)), clause)
-    tell_part(story, "the rest", others, clause)
-    return story.step(others, "-", clause, some)
-
-
-@link("own there", 3)
-def part_of(story, clause):
-    """A third of the apples are red. How many are red? The rest are green. How many are green?"""
-    some, others = unmixed(story, clause)
-    k = story.divisor(clause, (2, 3, 4, 5))
-    story.give(clause)
-    share = "half" if k == 2 else f"a {NTH[k]}"
-    tell_part(story, "share is", some, clause, share=share)
-    story.step(some, "/", clause, k)
-    if not story.left:
-        return some
-    tell_part(story, "the rest", others, clause)
-    return story.step(others, "-", clause, some)
-
-
-# -- equal groups, and money
-
-def combine(story, clause, kind, other, new, op="/", **fields):
-    """Tell `other`, which says something of all that a clause counts, and the step that finds `new`."""
-    story.give(clause)
-    story.tell(kind, other, S=clause.S, them=f"the {clause.T}", **fields)
-    return story.step(new, op, clause, other)
-
-
-@link("own", 6, 22)
-def share(story, clause):
-    """Tom shares the apples equally among 3 friends. How many does each of them get?"""
-    who = Thing(story.pick(SHARERS))
-    friends = story.there(who, story.divisor(clause, range(2, 21)))
-    each = story.act(it(f"each {who.one}"), "get", clause.T, asks="each gets")
-    return combine(story, clause, "shares", friends, each)
-
-
-@link("own", 8, 24)
-def pack(story, clause):
-    """Tom packs the apples in bags of 4: how many bags? Or into 3 bags: how many are in each?"""
-    k, group = story.divisor(clause, range(2, 26)), story.container(clause.T)
-    story.give(clause)
-    number, each = story.act(clause.S, "fill", group, asks="boxes"), story.in_each(clause.T, group)
-    by_size = story.chance(0.55)
-    known, new, kind = (each, number, "packs of") if by_size else (number, each, "packs into")
-    fields = {"groups": group.many, "group": group.one, "m": known.digits}
-    return combine(story, clause, kind, known.with_value(k), new, **fields)
-
-
-@link("own", 0, 60)
-def contents(story, clause):
-    """Tom has 5 boxes left. Each box holds 4 apples. How many apples does he have?"""
-    require(clause.T.content)
-    story.give(clause, high=300)
-    each = story.in_each(clause.T.content, clause.T, story.draw(2, 200))
-    story.tell("each has", each, each=each, group=clause.T.one, at="in")
-    return story.step(story.total(clause.S, "have", clause.T.content, "own"), "*", clause, each)
-
-
-@link("own", 3)
-def use_daily(story, clause):
-    """Tom uses 3 of the apples every day. How many days do they last?"""
-    unit = Thing(story.pick(("day", "day", "day", "week", "hour", "month")))
-    daily = story.act(clause.S, "use", clause.T, story.divisor(clause, range(2, 13)), tail=f"each {unit.one}")
-    days = story.act(all_of(clause.T), "last", unit, asks="lasts")
-    return combine(story, clause, "uses daily", daily, days, unit=unit.one)
-
-
-@link("own", 5, 22)
-def sell(story, clause):
-    """Tom sells the apples for $2 each. How much money does he get?"""
-    story.give(clause, high=50_000)
-    one, money = price_of(story, clause.T, story.price(12)), story.act(clause.S, "get", DOLLARS, kind="money")
-    return combine(story, clause, "sells at", one, money, "*", one=clause.T.of(1))
-
-
-@link("cost", 10)
-def bill(story, clause):
-    """Tom pays with a $20 bill. How much change does he get?"""
-    story.give(clause, high=90)
-    bills = [value for value in (5, 10, 20, 50, 100, 500, 1000) if value > clause.value]
-    require(bills)
-    value = story.pick(bills[:2])
-    paid = story.act(clause.S, "pay", DOLLARS, value)
-    story.tell("pays with", paid, bill=lambda speaker: f"a ${value} bill" if speaker.signs
-               else f"a {value}-dollar bill")
-    back = story.act(clause.S, "get", DOLLARS, asks="change", tail="back", how="how much change")
-    return story.step(back, "-", paid, clause)
-
-
-@link("cost", 9)
-def more_costs(story, clause):
-    """Tom also buys a hat for $14, or 3 pens at $2 each (a step). What does he spend in all?"""
-    clause.value = clause.value or story.price()
-    story.give(clause)
-    thing, parts = story.thing(), [clause]
-    if story.left > 1 and story.chance(0.5):
-        number = story.act(clause.S, "buy", thing, story.few(2, 15))
-        one = price_of(story, thing, story.price())
-        story.tell("buys at", number, P=one.counted)
-        cost = story.spending(clause.S, tail=f"on the {thing}")
-        parts.append(story.step(cost, "*", number, one))
-    else:
-        for _ in range(story.pick((1, 1, 2))):
-            parts.append(story.spending(clause.S))
-            parts[-1].value = story.price()
-            story.give(parts[-1])
-    return story.step(story.spending(clause.S, tail="in all"), "+", *parts)
-
-
-@link("cost", 8)
-def money_left(story, clause):
-    """Tom had $50. How much is left?"""
-    clause.value = clause.value or story.price()
-    story.give(clause)
-    had = story.act(clause.S, "have", DOLLARS, clause.value + story.draw(1), "have", "at first")
-    story.tell("money", had, place=0 if story.chance(0.6) else None,
-               tail="" if story.chance(0.7) else "at first")
-    return story.step(replace(later(clause, -1), kind="money"), "-", had, clause)
-
-
-@link("money", 5)
-def afford(story, clause):
-    """One pen costs $3. How many can Tom buy?"""
-    thing = story.thing()
-    one = replace(price_of(story, thing, story.divisor(clause, range(2, 26))), tense="present")
-    story.either(lambda: story.give(clause), lambda: tell_price(story, thing, one))
-    return story.step(Clause("act", clause.S, "buy", thing, tense="can", asks="can buy"), "/", clause, one)
-
-
-# -- ages, lengths, weights
-
-@link("be", 3)
-def in_years(story, clause):
-    """How old will Tom be in 5 years? The last question of a story."""
-    require(clause.asks == "age")
-    value, ago = story.value(clause, 3, 60), story.chance(0.35)
-    story.give(clause)
-    k = story.draw(1, value - 1 if ago else 20)
-    years = TEACHER.count(k, clause.T, "N")
-    tail, tense, op = (f"{years} ago", "past", "-") if ago else (f"in {years}", "will", "+")
-    return story.step(like(clause, tail=tail, tense=tense, kind="last"), op, clause, k)
-
-
-@link("be", 16)
-def cut(story, clause):
-    """A rope is cut into pieces; a piece is cut off it; a plant grows. The last question of a story."""
-    what = clause.S.name.split(" ")[-1]
-    grows = what in ("tree", "plant", "snake") or clause.more["adj"] == "tall" and clause.S in story.people
-    require(grows or what in ("rope", "ribbon", "board", "stick"))
-    if not grows and story.chance(0.5):
-        piece = like(clause, S=it("each piece")).with_value(story.divisor(clause, range(2, 13)))
-        story.give(clause)
-        story.tell("cuts", piece, S=clause.S, O=story.person(), tense=story.tense)
-        return story.step(story.there(Thing("piece")), "/", clause, piece)
-    story.give(clause, 4, 300)
-    by = story.act(clause.S, "grow", clause.T, story.draw(1, 60) if grows else story.less_than(clause))
-    if grows:
-        story.tell("grows", by)
-    else:
-        story.tell("cut off", by, O=story.person())
-    return story.step(like(clause, tail="now", kind="last"), "+" if grows else "-", clause, by)
+def other_part(story, kind, quantity):
+    """Tom has 9 apples in all. 5 of them are green. How many are red?"""
+    other, way = other_quantity(story, quantity)
+    require(way != "S")
+    whole, _ = join_quantities(quantity, other, way)
+    of_kind = (quantity.T.adjective or str(quantity.T)) if way == "T" else None
+    fields = Fields(story, quantity, whole=whole.T, whole_tail=whole.tail, of_kind=of_kind,
+                    has="there [+be]" if quantity.form == "there" else "{S} [V]")
+    (equation, asks), = kind.steps
+    story.find(equation, asks, Fields(story, other, a=quantity.value, g=fields["g"]))
+    story.tell(kind.name, kind.say, fields)
+    return other
 
 
 # ---- the template teacher: from a story to a problem -------------------------------------------------------
 
-TOTALS = "total", "total there"
-UNNEEDED = 80, 16, 4   # of problems with so many quantities that nobody needs: 0, 1, 2
-SETTINGS = 82, 15, 3   # of problems with so many sentences without a number: 0, 1, 2
-TIMELESS = {  # facts that can be told in any order: nothing happens in them
-    "have", "act", "money", "be", "age", "weigh", "cost", "there", "all", "all there", "groups",
-    "unneeded age", *(start + kind for kind in RELATIONS for start in ("", "there ", "is "))}
-STATES = TIMELESS | {"wants", "now has"}
+STEP_SHARES = 55, 32, 9, 3, 1, 1, 1, 1  # of problems with one step, two, ... (that --steps allows)
+PLAIN = 0.15          # how often the first wording of a kind is taken
+UNNEEDED = 78, 18, 4  # of problems with so many quantities that nobody needs: 0, 1, 2
+SETTING = 0.2         # of problems with a sentence without a number
 STARTS = "Then ", "Later ", "After that ", "Soon ", "Suddenly "
-STEP_SHARES = 48, 35, 11, 4, 2, 2, 1, 1  # of problems with one step, two, ... (that --steps allows)
-
-
-def tell_unneeded(story):
-    """Tell a quantity that nobody needs: of another person, day or thing, or by the way. Raises DeadEnd where
-    it would be needed.
-    """
-    rng, draw, kinds = story.rng, story.rng.random(), {fact.kind for fact in story.facts}
-    require(not kinds & {"some are", "share is"})  # some of which?
-    places = [k for k, fact in enumerate(story.facts) if fact.kind in TIMELESS] + [len(story.facts)]
-    told = [fact for fact in story.facts
-            if fact.kind in ("have", "act", "there", "money") and fact.clause.kind != "last"]
-    if told and draw < 0.6:
-        fact = rng.choice(told)
-        tell_sibling(story, fact.clause, kinds)
-        return story.facts.insert(story.facts.index(fact) + rng.choice((0, 1, 1)), story.facts.pop())
-    last = story.steps[-1].clause
-    people = [one for one in story.people if any(fact.fields.get("S") is one for fact in story.facts)]
-    past = last.form in ("act", "diff", "fewer") and last.V != "have" and last.tense == "past"
-    if past and last.T.letter and last.S in people and "now has" not in kinds:
-        return happen(story, like(last, kind="own"), -1, rng.randint(1, min(last.value, 20)), of_them=False)
-    holders = [fact for fact in told
-               if fact.kind == "have" and fact.clause.S in people and fact.clause.T.letter]
-    if holders and draw < 0.85 and not kinds & set(VAGUE.values()):
-        name_things(story)
-        fact = rng.choice(holders)
-        other = like(fact.clause, T=story.thing(fact.clause.T.letter))
-        happen(story, other, rng.choice((1, -1)), story.draw(), of_them=False)
-        place = rng.randint(story.facts.index(fact) + 1, len(story.facts) - 1)
-        return story.facts.insert(place, story.facts.pop())
-    if people and draw < 0.93:
-        years = Clause("act", rng.choice(people), "be", Thing("year"), asks="age", value=rng.randint(4, 90))
-        require(years.ask() not in [one.ask() for one in story.clauses()])
-        return story.tell("unneeded age", years, place=rng.choice(places))
-    require(not kinds & {"per", "per for", "in so long", "unneeded time"})  # which time?
-    minutes = story.there(Thing("minute"), rng.randint(2, 60))
-    story.tell("unneeded time", minutes, place=rng.choice([k for k in places if k]))
-
-
-def name_things(story):
-    """Where other things are told too, an event is one of "3 apples", not of "3 of them"."""
-    for fact in story.facts:
-        fact.fields.update(F=fact.clause.counted, G=fact.clause.counted)
-
-
-def tell_sibling(story, clause, kinds):
-    """Tell what can be compared with a clause, unless the story's last question would then be another one."""
-    new, way = sibling(story, clause)
-    totals = any(step.clause.asks in TOTALS for step in story.steps)
-    timeless = any(step.clause.tail not in sum(TIMES + SPOTS, []) for step in story.steps)
-    events = new.form == "there" and kinds & {"come", "go", "some came", "some left"}
-    require(not (events and way != "person" or totals and way == "T" or timeless and way == "tail"))
-    if way == "T":
-        require(not kinds & set(VAGUE.values()))
-        name_things(story)
-    require(new.ask() not in [one.ask() for one in story.clauses()])
-    story.give(new)
-
-
-def tell_setting(story):
-    """A sentence without a number, at the beginning or before the question. DeadEnd where it stands there."""
-    clause, place = story.facts[0].clause, 0 if story.chance(0.75) else len(story.facts)
-    noun = str(clause.T) if place == 0 and clause.T.letter and not clause.T.adjective else ""
-    story.tell("setting", like(clause, V=story.pick(DOINGS)), place=place, crowd=story.pick(CROWDS_AT_WORK),
-               S=clause.S if clause.S in story.people else None, T=noun, many="many",
-               **{"while": story.pick(WHILES)})
-    said = [fill(fact.wording, fact.fields, fact.tense, TEACHER) for fact in story.facts
-            if fact.kind == "setting"]
-    require(len(said) == len(set(said)))
 
 
 def draw_story(rng, level, n_steps, words, wordings="all"):
@@ -2024,141 +1677,90 @@ def draw_story(rng, level, n_steps, words, wordings="all"):
         story = Story(rng, words(), n_steps, level, wordings)
         try:
             weights = [weights[n_steps > 1] for weights in OPENINGS.values()]
-            clause = rng.choices(list(OPENINGS), weights)[0](story)
-            while story.left > 0:
-                clause = go_on(story, clause)
-            require(story.left == 0)
-            for _ in range(rng.choices((0, 1, 2), UNNEEDED)[0]):
-                attempt(story, clause, tell_unneeded)
-            totals = any(step.clause.asks in TOTALS for step in story.steps[:-1])
-            if level > 1 and not totals and {fact.kind for fact in story.facts} <= TIMELESS:
+            quantity = rng.choices(list(OPENINGS), weights)[0](story)
+            while story.left:
+                quantity = try_to(go_on, story, quantity)
+            if level > 1 and not story.ordered and {fact.kind for fact in story.facts} <= TIMELESS:
                 rng.shuffle(story.facts)
-            for _ in range(rng.choices((0, 1, 2), SETTINGS)[0]):
-                attempt(story, clause, tell_setting)
+            for _ in range(rng.choices((0, 1, 2), UNNEEDED)[0]):
+                tell_aside(story, "unneeded", story.pick((0, 1, len(story.facts), len(story.facts))))
+            if story.chance(SETTING):
+                tell_aside(story, "setting", 0 if story.chance(0.75) else len(story.facts))
             return story
         except DeadEnd:
             pass
 
 
-def go_on(story, clause):
-    """Draw a link from a clause: another one where it does not fit, for a few times. Raises DeadEnd."""
-    some = clause.kind == "own" and story.others_like(clause, "tail")  # only some of what somebody has got
-    kind, place = "act" if some else clause.kind, 3 if story.steps else 2
-    fit = [(entry[0], entry[place]) for entry in LINKS if kind in entry[1] and entry[place]]
-    require(fit)
-    for _ in range(8):
-        one = story.rng.choices(*zip(*fit))[0]
-        new = attempt(story, clause, lambda story: one(story, clause),
-                      lambda new: story.left == 0 or story.left > 0 and new.kind != "last")
-        if new:
-            return new
+def try_to(go_on, story, quantity, tries=6):
+    """go_on(story, quantity), again where that is a dead end; the story is then as it was. Raises DeadEnd."""
+    for _ in range(tries):
+        before = {name: list(one) if isinstance(one, list) else one for name, one in vars(story).items()}
+        try:
+            return go_on(story, quantity)
+        except DeadEnd:
+            vars(story).update(before)
     raise DeadEnd
 
 
-def attempt(story, clause, tell, good=lambda new: True):
-    """tell(story), or, where that is a dead end or not good, nothing: then the story is as it was."""
-    before = {name: list(one) if isinstance(one, list) else one for name, one in vars(story).items()}
-    value, told = clause.value, clause.told
-    try:
-        new = tell(story)
-        require(good(new))
-        return new
-    except DeadEnd:
-        vars(story).update(before)
-        clause.value, clause.told = value, told
+def tell_aside(story, kind, place):
+    """Tell what nobody needs: a quantity ("unneeded"), or a sentence without a number ("setting")."""
+    fact = story.pick(story.facts) if kind == "unneeded" else story.facts[0]
+    story.mixed |= kind == "unneeded"
+    story.tell(kind, TELL[kind], Fields(story, fact.fields.quantity), place)
 
 
-def write_question(story, narrator, tense=None):
+def write_question(story, narrator, tense):
     """The problem's last sentence, which asks for what the last step finds."""
-    clause, fields = story.steps[-1].clause, story.steps[-1].clause.fields()
-    one_thing = len({str(one.T) for one in story.clauses()}) == 1 and not clause.T.money
-    if one_thing and clause.form in ("act", "move") and story.chance(0.25):
-        fields["how"] = "how many"  # of what is clear
-    wordings = QUESTIONS[clause.asks or clause.form]
-    if clause.S and any(one.S not in (None, clause.S) and one.T.one == clause.T.one
-                        for one in story.clauses()):
-        wordings = wordings[:2] + [one for one in wordings[2:] if "{S" in one]  # whose?
-    try:
-        wording = story.choose(wordings, fields)
-    except DeadEnd:  # no held-out one fits
-        wording = wordings[0]
-    now = clause.tail in ("now", "left") or clause.asks in ("now there", "more there")
-    tense = tense or story.now if now else clause.tense
-    if tense == "past" and re.search(r"\bnow\b", wording):
-        tense = "present"
-    return capital(fill(wording, fields, tense, narrator))
+    wordings, fields = story.steps[-1].wordings, story.steps[-1].fields
+    wording = next(one for one in story.in_random_order(wordings) if available(one, fields))
+    now = "present" if re.search(r"\bnow\b", wording) else story.now
+    return capital(fill(wording, fields, tense or story.tense, tense or now, narrator))
 
 
 def decapital(text, story):
     """A sentence as the rest of a longer one: "He eats" -> "he eats", but "Tom eats"."""
     names = {one.name.split("'")[0].split(" ")[0] for one in story.people}
-    word = re.match(r"\w*", text)[0]
-    return text if word in names else lower(text)
-
-
-def name_those_together(story):
-    """Where a story has a third one, "Tom and Ann" are "they" only as what the sentence before is about."""
-    subjects = {step.clause.S for step in story.steps}
-    for together in [one for one in subjects if one and one.first == "they"]:
-        names = {one.S.name for one in story.clauses() if one.S and one.S is not together}
-        if names - set(re.split(", | and ", together.name)):
-            together.first = ""
+    return text if re.match(r"\w*", text)[0] in names else lower(text)
 
 
 def write_text(story):
     """The text of a problem, its facts and its question; and the question alone."""
-    name_those_together(story)
-    rng, narrator, sentences, previous = story.rng, Narrator(story.rng), [], None
+    rng, narrator, sentences, goes_on = story.rng, Narrator(story.rng, story.mixed), [], False
     for k, fact in enumerate(story.facts):
-        wording, subject = fact.wording, fact.fields.get("S")
-        aside, before = fact.kind.startswith(("unneeded", "setting")), story.facts[k - 1]
+        wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ("unneeded", "setting")
         if k == 0:
-            wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording)
-        elif fact.kind in ("have", "act"):
-            alike = (before.clause.T, before.clause.V) == (fact.clause.T, fact.clause.V)
-            if alike and not before.fields.get("ref") and rng.random() < 0.3:
-                wording = "{S} [{V}] {k} {tail}."  # "Ann picked 5 apples. Tom picked 7."
+            wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording).replace("{S} also", "{S}")
         opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
-        fit = previous and opening and not aside and fact.tense == before.tense
-        joined = fit and subject is narrator.subject and rng.random() < 0.35
-        same = (joined and previous.startswith(opening[0]) and not wording.startswith(opening[0] + "to ")
-                and ("{V}" not in opening[0] or fact.fields["V"] == before.fields["V"])
-                and not before.fields.get("ref") and rng.random() < 0.8)  # no "more than Ann and 5 pears"
-        if joined:
-            wording = wording.removeprefix(opening[0] if same else "{S} ")
-        text = fill(wording, fact.fields, fact.tense, narrator)
+        joined = goes_on and opening and not aside and subject is narrator.subject and rng.random() < 0.35
+        wording = wording.removeprefix("{S} ") if joined else wording
+        text = fill(wording, fact.fields, story.tense, story.now, narrator)
+        text = re.sub(r"(?<=\. )[a-z]", lambda m: m[0].upper(), text)
         narrator.end(subject)
-        if aside and not subject:
-            narrator.subject = None
         if joined:
-            joint = " and " if same or fact.kind in STATES else rng.choice((" and ", " and then "))
-            sentences[-1] = sentences[-1][:-1] + joint + text
+            sentences[-1] = sentences[-1][:-1] + rng.choice((" and ", " and ", " and then ")) + text
         else:
             sentences.append(capital(text))
-        previous = wording if not joined and opening and not aside and wording.count(".") == 1 else None
+        goes_on = opening and not joined and not aside and wording.count(".") == 1
     last = sentences[-1]
     simple = last.count(".") == 1 and "," not in last and len(last) < 90 and not last.startswith(STARTS)
-    if rng.random() < 0.3 and simple and not aside:  # "If Tom buys 3 more, how many will he have?"
-        would = {"present": "will", "past": "would"}.get(fact.tense)
-        question = write_question(story, narrator, would if rng.random() < 0.6 else None)
-        if re.match("(How|What|With|For|By) .*\\?", question):
+    if simple and not aside and rng.random() < 0.3:  # "If Tom buys 3 more, how many will he have?"
+        would = {"present": "will", "past": "would"}[story.tense] if rng.random() < 0.6 else None
+        question = write_question(story, narrator, would)
+        if re.match(r"(How|What|With|For|By) .*\?", question):
             sentences[-1] = f"If {decapital(last[:-1], story)},"
             return " ".join([*sentences, decapital(question, story)]), question
     else:
-        question = write_question(story, narrator)
+        question = write_question(story, narrator, None)
     return " ".join([*sentences, question]), question
 
 
 def write_solution(step):
-    """The solution of a step, its annotation and what it finds: "<<5+3=8>>8 apples".
+    """The solution of a step: an annotation and what it finds, "<<5+3=8>>8".
 
-    It is short because students learn from its tokens, and have minutes: with "Tom has 5 apples and Ann has 3
-    more." before it, twice as long, they solve a third less (tests/RESULTS.md).
+    It has no more words because students learn from its tokens, and have minutes (tests/RESULTS.md).
     """
-    equation = step.op.join(TEACHER.number(value) for value in step.values())
-    value = TEACHER.number(step.clause.value)
-    result = re.sub(r"(\.\d)0$", r"\1", value)  # not 7.50 but 7.5, as the calculator writes it
-    return f"<<{equation}={result}>>{step.clause.say()}."
+    result = re.sub(r"(\.\d)0$", r"\1", TEACHER.number(step.value))  # not 7.50 but 7.5, as the calculator
+    return f"<<{step.equation}={result}>>{result}"
 
 
 def write_problem(story):
@@ -2168,12 +1770,11 @@ def write_problem(story):
     than it asks anew.
     """
     text, question = write_text(story)
-    steps = [{"question": step.clause.ask(), "solution": write_solution(step)} for step in story.steps]
+    steps = [{"question": step.question, "solution": write_solution(step)} for step in story.steps]
     if question not in [step["question"] for step in steps]:
         steps[-1]["question"] = question
-    return {"problem": text, "steps": steps,
-            "answer": TEACHER.number(story.steps[-1].clause.value), "source": "templates",
-            "kinds": [fact.kind for fact in story.facts]}
+    return {"problem": text, "steps": steps, "answer": TEACHER.number(story.steps[-1].value),
+            "source": "templates", "kinds": [fact.kind for fact in story.facts]}
 
 
 def draw_split(split, args, seen, bar):
