@@ -91,8 +91,7 @@ def add_s(word, hissing="s|sh|ch|x|z"):
 
 PLURALS = dict(row_list("""leaf:leaves knife:knives shelf:shelves scarf:scarves loaf:loaves goose:geese
 sheep:sheep fish:fish goldfish:goldfish mouse:mice man:men woman:women child:children grandchild:grandchildren
-person:people tomato:tomatoes potato:potatoes mango:mangoes foot:feet scissors:scissors
-antenna:antennae"""))
+person:people tomato:tomatoes potato:potatoes mango:mangoes foot:feet"""))
 
 
 def plural(noun):
@@ -127,7 +126,8 @@ class Thing:
 
 DOLLARS = Thing("dollar")
 AUXILIARIES = {  # present of many and of one, past of many and of one; DO is that of a question
-    "DO": ("do", "does", "did", "did"), "be": ("are", "is", "were", "was"),
+    "DO": ("do", "does", "did", "did"), "can": ("can", "can", "could", "could"),
+    "will": ("will", "will", "would", "would"), "be": ("are", "is", "were", "was"),
     "have": ("have", "has", "had", "had")}
 PAST = dict(row_list("""do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found make:made
 take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew split:split see:saw cut:cut
@@ -135,15 +135,15 @@ say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:
 build:built choose:chose lose:lost eat:ate break:broke throw:threw tear:tore lend:lent hide:hid read:read
 run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept sing:sang ride:rode lay:laid feed:fed
 hang:hung teach:taught light:lit fly:flew come:came quit:quit meet:met"""))
-DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab swim cut dig")
+DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab step")
 
 
 def conjugate(verb, tense, many):
     """A verb's form: ("give away", "past", False) -> "gave away". many: of more than one. Tenses: present,
-    past, will, would, can.
+    past, will, would.
     """
     verb, *rest = verb.split(" ")
-    if tense in ("will", "would", "can"):
+    if tense in ("will", "would"):
         form = tense if verb == "DO" else f"{tense} {verb}"
     elif verb in AUXILIARIES:
         form = AUXILIARIES[verb][2 * (tense == "past") + (not many)]
@@ -229,9 +229,9 @@ plain striped brown gray pink purple heavy light cheap expensive broken whole go
 dull thick thin orange dark used""")
 CONTAINERS = by_letter(
     f="box bag plate jar tray basket packet tin bowl", g="basket crate bag box sack bowl bucket carton",
-    t="box bag jar pack case drawer tin pile bin", s="box pack drawer desk folder stack carton bag",
+    t="box bag jar pack drawer tin pile bin", s="box pack drawer folder stack carton bag",
     c="box bag pile drawer crate suitcase rack", h="box crate pack carton drawer stack",
-    a="cage pen barn pond group")
+    a="cage pen barn")
 BOXES = word_list("box bag jar basket crate pack")
 GROUPS = row_list("""chair:row:in tree:row:in student:team:in child:group:in photo:page:on book:shelf:on
 car:row:in seat:row:in soldier:line:in desk:row:in player:team:on passenger:bus:on flower:vase:in bird:cage:in
@@ -240,10 +240,11 @@ picture:wall:on window:floor:on apple:tree:on room:floor:on worker:crew:in singe
 kid:van:in star:flag:on bead:necklace:on button:shirt:on candle:cake:on petal:flower:on slice:pizza:in
 song:album:on light:string:on lamp:street:in nail:board:in""")
 HAVE_PARTS = row_list("""dog:4:leg cat:4:leg horse:4:leg spider:8:leg bird:2:wing chicken:2:leg ant:6:leg
-bee:6:leg car:4:wheel bicycle:2:wheel tricycle:3:wheel octopus:8:arm hand:5:finger week:7:day year:12:month
-hour:60:minute triangle:3:side square:4:side table:4:leg stool:3:leg day:24:hour cube:6:face dozen:12:egg
-wagon:4:wheel truck:6:wheel pentagon:5:side meter:100:centimeter quarter:25:cent dime:10:cent minute:60:second
-crab:10:leg cow:4:leg sheep:4:leg nickel:5:cent""")
+bee:6:leg car:4:wheel bicycle:2:wheel tricycle:3:wheel octopus:8:arm hand:5:finger triangle:3:side
+square:4:side table:4:leg stool:3:leg cube:6:face wagon:4:wheel truck:6:wheel pentagon:5:side crab:10:leg
+cow:4:leg sheep:4:leg""")
+UNITS = row_list("""week:7:day year:12:month hour:60:minute day:24:hour dozen:12:egg meter:100:centimeter
+quarter:25:cent dime:10:cent minute:60:second nickel:5:cent""")
 
 # verbs of events, and the things that they go with
 GAINS = row_list("""buy:fgtscha get:fgtscha find:gtsh receive:fgtscha collect:gts pick:g gather:g win:ftsc
@@ -252,8 +253,8 @@ knit:c paint:c print:s craft:c raise:a adopt:a unpack:tsch acquire:tsh dig_up:g 
 draw:s obtain:tsh purchase:fgtscha choose:tsc take_home:fgtsc add:tsch pick_up:gtsh pull_out:g fetch:gh""")
 LOSSES = row_list("""lose:tscha eat:fg sell:fgtscha use:fsh give_away:fgtscha break:th throw_away:gtsh
 donate:tsch trade:t drop:fgth share:f return:tsh burn:h waste:fs serve:fg finish:f remove:tsch misplace:tsch
-tear:s lend_out:tsh ship:tsch hand_out:ftsg pass_out:fts put_away:tsch send_off:sat recycle:sh ruin:c
-release:a hide:t smash:h crush:f drop_off:tsch mail:s bury:t spoil:f leave_behind:tsch squash:g chop_up:g""")
+lend_out:tsh ship:tsch hand_out:ftsg pass_out:fts send_off:sat recycle:sh ruin:c
+release:a smash:h crush:f drop_off:tsch mail:s bury:t spoil:f leave_behind:tsch squash:g chop_up:g""")
 # what shops and schools do
 FOR_PLACES = word_list("buy get order receive sell use give_away donate lend_out ship purchase")
 # what people do and count
@@ -315,7 +316,7 @@ in_the_bag:in_the_box in_the_first_room:in_the_second_room at_home:at_school
 on_the_top_shelf:on_the_bottom_shelf in_the_old_house:in_the_new_house""")
 WHERE = word_list("""at_the_market at_the_fair in_the_shop at_a_yard_sale at_school at_the_park at_the_store
 in_the_garden at_the_mall on_the_way_home at_the_beach in_the_attic after_school for_a_party for_a_friend
-last_weekend during_the_holidays on_Friday in_the_morning yesterday before_dinner at_camp last_summer""")
+during_the_holidays on_Friday in_the_morning before_dinner at_camp in_the_evening""")
 HERE = ["", "", ""] + word_list("at_the_market at_the_fair at_school in_town on_the_island at_camp")
 LATER = word_list("""an_hour_later in_the_evening at_noon in_the_afternoon the_next_morning after_ten_minutes
 before_sunset""")
@@ -346,6 +347,7 @@ in_the_hall on_the_train in_the_theater at_the_pool in_the_museum""")
 NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten eleven twelve")
 BILLS = 5, 10, 20, 50, 100, 500, 1000, 5000
 EACH = "each", "every", "per"
+THEM = "the {T}", "the {T}", "them"
 NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
 NTH = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 10: "tenth"}
 PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
@@ -359,7 +361,7 @@ CODAS = word_list("b ck d g k l ll m n n nd ng nn nt p r rd rk rt s ss st t tt t
 # ---- the template teacher's language: wordings -------------------------------------------------------------
 
 def read_wordings(text):
-    """A list of wordings, separated by "|"; "(a|b)" inside one stands for each of both."""
+    """A list of wordings, separated by "|"; "(a|b)" inside one stands for either."""
     wordings = []
     for wording in re.split(r"\|(?![^()]*\))", " ".join(text.split())):
         options = [part.split("|") for part in re.split(r"[()]", wording)]
@@ -368,7 +370,7 @@ def read_wordings(text):
 
 
 def tidy(text):
-    """Without spaces that are too many."""
+    """Without superfluous spaces."""
     return re.sub(r" ([,.?])", r"\1", " ".join(text.split()))
 
 
@@ -385,30 +387,32 @@ TELL = {form: read_wordings(text) for form, text in {  # how a story tells its f
     "act": """{S} [V] {a T} {tail}. | {Tail}, {S} [V] {a T}. | {Tail} {S} [V] {a T}. | {S} ([manage] to
         {V}|[be] able to {V}) {a T} {tail}.""",
     "there": """There [+be] {a T} {tail}. | {Tail} there [+be] {a T}. | {a T} [+be] {tail}. | Someone [-count]
-        {a T} {tail}. | {Tail}, {a T} can be seen.""",
+        {a T} {tail}. | {Tail}, {a T} [+can] be seen.""",
     "money": """{S} [have] {a T} {tail}. | {S} [have] ({a T} in {his} pocket|saved {a T}). | There [-be] {a T}
         in {S:'s} purse. | {S} [start] with {a T}. | {S} [carry] {a T} with {him}. | In {S:'s} wallet there
         [-be] {a T}.""",
     "spent": """{S} [spend] {a T} on {item}. | {S} [buy] {item} for {a T}. | {S} [pay] {a T} for {item}. | For
         {item}, {S} [pay] {a T}. | {S} [buy] {item} that [-cost] {a T}.""",
-    "price": """{S} [cost] {a T}. | The price of {S} [-be] {a T}. | {S} [be] sold for {a T}. | The shop
-        [-sell] {S} for {a T}. | {a T} [-be] the price of {S}.""",
-    "be": """{S} [be] {a T} {adj}. | The {side} of {S} [-be] {a T}. | {S} [have] a {side} of {a T}. | {S:'s}
-        {side} [-be] {a T}. | {S} [be] exactly {a T} {adj}.""",
+    "price": """{S} [cost] {a T}. | The price of {S:him} [-be] {a T}. | {S} [be] sold for {a T}. | The shop
+        [-sell] {S} for {a T}. | {a T} [-be] the price of {S:him}.""",
+    "be": """{S} [be] {a T} {adj}. | The {side} of {S:him} [-be] {a T}. | {S} [have] a {side} of {a T}. |
+        {S:'s} {side} [-be] {a T}. | {S} [be] exactly {a T} {adj}.""",
     "age": """{S} [be] {a T} old. | {S} [be] ({a} years of age|{a}). | {S:'s} age [-be] {a}. | At the moment,
         {S} [be] {a T} old. | {S} [be] now {a T} old.""",
-    "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {O} [-have] {b T}. | {S} [be] {y}
-        years old. | {S} [live] at number {y}. | {S} [have] {y} cousins. | It [-take] {y} minutes. | It [-be]
-        {y} degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
+    "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {S} [have] {b things} too. | {S}
+        [be] {age} years old. | {S} [live] at house number {y}. | {S} [have] {y} cousins. | It [-be] {y}
+        degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
     "setting": """{While}, {S} [DOING]. | {S} [DOING] {while}. | {While}, {crowd} [+DOING]. | {Crowd} [+DOING]
-        {while}. | {S} [DOING]. | {S} [DOING] because {crowd} [+like] it. | {S} [DOING], and {crowd} [+watch].
-        | It [-be] a sunny day. | It [-be] raining, and {S} [be] at home. | Everybody [-know] {S:him}. | It
-        [-be] the last week of the summer.""",
-    "weigh": """{S} [weigh] {a T}. | ({S:'s} weight|The weight of {S}) [-be] {a T}. | The scale [-show] {a T}
-        for {S}. | {S} [weigh] exactly {a T}.""",
+        {while}. | {S} [DOING]. | {S} [DOING], and {crowd} [+watch]. | It [-be] a sunny day. | It [-be]
+        raining, and {S} [be] at home. | Everybody [-know] {S:him}. | It [-be] the last week of the
+        summer.""",
+    "weigh": """{S} [weigh] {a T}. | ({S:'s} weight|The weight of {S:him}) [-be] {a T}. | The scale [-show]
+        {a T} for {S}. | {S} [weigh] exactly {a T}.""",
 }.items()}
 
-# How a question asks; the first wording is that of a sub-question.
+# How a question asks. The first wording is that of a sub-question, without its {T} where that is clear; the
+# last sub-question is the problem's own. "left money" is "left" for money, "left there" for a quantity of the
+# form "there"; a step that asks for "same" asks as for any quantity of its form.
 QUESTIONS = {name: read_wordings(text) for name, text in {
     "have": """How many {T} [DO] {S} have {tail}? | What number of {T} [DO] {S} have {tail}? | What [-be] the
         number of {T} that {S} [have] {tail}? | How many {T} [+belong] to {S:him} {tail}? | Find how many {T}
@@ -419,10 +423,10 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {S} {V} {tail}? | Find how many {T} {S} [V] {tail}. | Can you tell how many {T} {S} [V] {tail}?""",
     "there": """How many {T} [+be] (there|) {tail}? | What number of {T} [+be] there {tail}? | {Tail}, how
         many {T} [+be] there? | Find how many {T} there [+be] {tail}.""",
-    "price": """How much [DO] {S} cost? | What [-be] the price of {S}? | What [DO] {S} cost? | How many
-        dollars [DO] {S} cost? | Find the price of {S}.""",
-    "be": """How (many {T}|) {adj} [be] {S} {tail}? | What [-be] the {side} of {S} {tail}? | In {T}, how {adj}
-        [be] {S} {tail}? | Find the {side} of {S} {tail}. | What [-be] {S:'s} {side} {tail}?""",
+    "price": """How much [DO] {S} cost? | What [-be] the price of {S:him}? | What [DO] {S} cost? | How many
+        dollars [DO] {S} cost? | Find the price of {S:him}.""",
+    "be": """How (|many {T}) {adj} [be] {S} {tail}? | What [-be] the {side} of {S:him} {tail}? | In {T}, how
+        {adj} [be] {S} {tail}? | Find the {side} of {S:him} {tail}. | What [-be] {S:'s} {side} {tail}?""",
     "age": """How old [be] {S} {tail}? | What [-be] {S:'s} age {tail}? | How many years old [be] {S} {tail}? |
         Can you tell how old {S} [be] {tail}?""",
     "weigh": """How much [DO] {S} weigh {tail}? | What [-be] {S:'s} weight {tail}? | How many {T} [DO] {S}
@@ -446,7 +450,7 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {GET}? | Find how many {T} {S} [GET].""",
     "are given": "How many {T} [DO] {S} get from them?",
     "they have": """How many {T} [DO] {S} have (in all|altogether|together|in total|)? | What [-be] the total
-        number of {T}? | How many {T} [+be] that (in all|altogether)? | Find how many {T} {S} [have] (in
+        number of {T}? | How many {T} [-be] that (in all|altogether)? | Find how many {T} {S} [have] (in
         all|altogether).""",
     "lost": """How many {T} [DO] {S} {LOSE}? | What number of {T} [DO] {S} {LOSE}? | How many of the {T} [DO]
         {S} {LOSE}? | Find how many {T} {S} [LOSE].""",
@@ -457,65 +461,66 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "at first money": "How much money [DO] {S} have (at first|in the beginning|before|to begin with)?",
     "at first there": """How many {T} [+be] (there at first {tail}|{tail} at first|there {tail} before|{tail}
         in the beginning)?""",
-    "before the last": "How many {T} [DO] {S} have after that? | How many {T} [DO] {S} have then?",
+    "before the last": "How many {T} [DO] {S} have then? | How many {T} [DO] {S} have in between?",
     "gave": "How many {T} [DO] {S} give away?",
     "content": "How many {content} [DO] {S} have? | How many {content} [DO] {S} have (in all|altogether)?",
     "in years": """How old will {S} be in {y T}? | In {y T}, how old will {S} be? | What will {S:'s} age be in
         {y T}?""",
     "years ago": "How old was {S} {l T} ago? | {l T} ago, how old was {S}? | What was {S:'s} age {l T} ago?",
-    "be now": """How {adj} [!be] {S} now? | How many {T} {adj} [!be] {S} now? | What [!-be] the {side} of {S}
-        now?""",
+    "be now": """How {adj} [!be] {S} now? | How many {T} {adj} [!be] {S} now? | What [!-be] the {side} of
+        {S:him} now?""",
     "diff": """How many more {T} [DO] {S} {V} {tail} than {ref:him}? | How many more {T} than {ref:him} [DO]
-        {S} {V} {tail}? | Find how many more {T} {S} [V] {tail} than {ref:him}. | Compared with {ref:him}, how
+        {S} {V} {tail}? | Find how many more {T} {S} [V] {tail} than {ref:him}. | Compared with {one:him}, how
         many more {T} [DO] {S} {V} {tail}?""",
     "fewer": """How many fewer {T} [DO] {S} {V} {tail} than {ref:him}? | How many fewer {T} than {ref:him}
         [DO] {S} {V} {tail}?""",
-    "diff money": """How much more money [DO] {S} have than {ref:him}? | How many more dollars [DO] {S} have
-        than {ref:him}? | How much more [DO] {S} have than {ref:him}?""",
+    "diff money": """How much more money [DO] {S} {V} {tail} than {ref:him}? | How many more dollars [DO] {S}
+        {V} {tail} than {ref:him}? | How much more [DO] {S} {V} {tail} than {ref:him}?""",
     "diff price": """How much more [DO] {S} cost than {ref:him}? | By how much [be] {S} more expensive than
-        {ref:him}? | What [-be] the difference in price between {S} and {ref:him}?""",
+        {ref:him}? | What [-be] the difference in price between {S:him} and {ref:him}?""",
     "diff there": """How many more {T} [+be] there {tail} than {ref:him}? | How many more {T} than {ref:him}
-        [+be] there {tail}? | Compared with {ref:him}, how many more {T} [+be] there {tail}?""",
+        [+be] there {tail}? | Compared with {one:him}, how many more {T} [+be] there {tail}?""",
     "diff be": """How (much|many {T}) {more} [be] {S} than {ref:him}? | By how many {T} [be] {S} {more} than
-        {ref:him}? | What [-be] the difference in {side} between {S} and {ref:him}? | By how much [be] {S}
+        {ref:him}? | What [-be] the difference in {side} between {S:him} and {ref:him}? | By how much [be] {S}
         {more} than {ref:him}?""",
-    "diff events": "How many more {T} [DO] {S} {LOSE} than {S} [give] away?",
     "total": """How many {T} [DO] {S} {V} {tail}? | What [-be] the total number of {T} that {S} [V]? | How
         many {T} [DO] {S} {V} (altogether|in all|in total)? | Altogether, how many {T} [DO] {S} {V}?""",
-    "total money": "How much money [DO] {S} have {tail}? | How many dollars [DO] {S} have {tail}?",
-    "total price": """How much [DO] {S} cost together? | What [DO] {S} cost (in all|together)? | How much do
-        both cost?""",
+    "total money": "How much money [DO] {S} {V} {tail}? | How many dollars [DO] {S} {V} {tail}?",
+    "total price": """How much [DO] {S} cost together? | What [DO] {S} cost (in all|together)? | How much
+        [+DO] both cost?""",
     "total there": """How many {T} [+be] there {tail} in all? | How many {T} [+be] there (in total
         {tail}|altogether {tail})? | What [-be] the total number of {T} {tail}? | In all, how many {T} [+be]
         there {tail}?""",
-    "each": """How many {T} [+be] there {at} (each|every|one)
-        {group}? | How many {T} go {at} each {group}? | What number of {T} [+be] {at} each {group}?""",
+    "each": """How many {T} [+be] there {at} (each|every|one) {group}? | How many {T} [+go] {at} each {group}?
+        | What number of {T} [+be] {at} each {group}?""",
     "boxes": """How many {groups} [DO] {S} (fill|need)? | How many {groups} [+be] needed? | How many {groups}
-        will there be? | How many {groups} can {S} fill?""",
+        [+will] there be? | How many {groups} [can] {S} fill?""",
     "groups": """How many {groups} [+be] there (|in all)? | What [-be] the number of {groups}? | How many
-        {groups} (will there be|does that make)? | Find how many {groups} there [+be].""",
-    "share": """How many {T} [DO] each {friend} get? | How many {T} will each {friend} get? | How many {T} go
-        to each {friend}? | What number of {T} [DO] each {friend} get?""",
+        {groups} ([+will] there be|[-DO] that make)? | Find how many {groups} there [+be].""",
+    "share": """How many {T} [DO] each {friend} get? | How many {T} [-will] each {friend} get? | How many {T}
+        [+go] to each {friend}? | What number of {T} [DO] each {friend} get?""",
     "share money": """How much money [DO] each {friend} get? | How many dollars [DO] each {friend} get? | How
-        much will each {friend} get?""",
-    "weeks": """How many {units} [DO] {S} need for that? | How many {units} will it take {S:him}? | For how
+        much [-will] each {friend} get?""",
+    "weeks": """How many {units} [DO] {S} need for that? | How many {units} [-will] it take {S:him}? | For how
         many {units} [DO] {S} have to save?""",
     "lasts": """How many {units} [+DO] the {T} last? | For how many {units} [+DO] the {T} last? | How long
         [+DO] the {T} last? | After how many {units} [+be] the {T} used up?""",
     "need": """How many more {T} [DO] {S} need? | How many {T} [DO] {S} still need? | How many more {T} [DO]
         {S} need (to {V}|for that)? | How many more {T} [DO] {S} have to {V}?""",
     "need money": """How much more money [DO] {S} need? | How much more [DO] {S} have to save? | How many more
-        dollars [DO] {S} need? | How much money [DO] {S} still need?""",
-    "can buy": """How many {things} can {S} (buy|afford|get for {his} money)? | What number of {things} can
-        {S} buy? | How many of the {things} can {S} buy?""",
+        dollars [DO] {S} need? | How much money [DO] {S} still need?""", "need act": """How many more {T} [DO]
+        {S} have to {V}? | How many {T} [DO] {S} still have to {V}? | How many more {T} [DO] {S} need to
+        {V}?""",
+    "can buy": """How many {things} [can] {S} (buy|afford|get for {his} money)? | What number of {things}
+        [can] {S} buy? | How many of the {things} [can] {S} buy?""",
     "bought": """How many {things} [DO] {S} buy? | What number of {things} [DO] {S} buy? | Find how many
         {things} {S} [buy].""",
     "pay": """How much (money|) [DO] {S} spend on the {things}? | How much [DO] {S} pay (in all|)? | How many
         dollars [DO] {S} spend? | What [DO] {S} pay? | How much (money|) [DO] {S} spend (in all|)?""",
     "spend in all": """How much (money|) [DO] {S} spend in all? | How much [DO] {S} pay (in all|altogether)? |
         What [DO] {S} pay in all? | How much [DO] {S} spend (in total|altogether)?""",
-    "sale": """How much [!-DO] {S} cost now? | What [!-be] the price of {S} now? | How much [!-DO] {S} cost in
-        the sale?""",
+    "sale": """How much [!-DO] {S} cost now? | What [!-be] the price of {S:him} now? | How much [!-DO] {S}
+        cost in the sale?""",
     "one costs": """How much [-DO] one {thing} cost? | What [-be] the price of one {thing}? | How much [-DO]
         each {thing} cost? | How much [DO] {S} pay for one {thing}?""",
     "change": """How much change [DO] {S} get (back|)? | How much (money|) [DO] {S} get back? | What [-be]
@@ -523,22 +528,22 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "earns": """How much money [DO] {S} get? | How much (money|) [DO] {S} (earn|make)? | How many dollars [DO]
         {S} get?""",
     "in time": """How many {T} [DO] {S} {V} in {n units}? | In {n units}, how many {T} [DO] {S} {V}? | How
-        many {T} will {S} {V} in {n units}?""",
-    "takes": """How many {units} [DO] {S} need for that? | For how many {units} [DO] {S} {V}? | How long [-DO]
-        it take {S:him}? | How many {units} [-DO] it take {S:him}?""",
+        many {T} [will] {S} {V} in {n units}?""",
+    "takes": """How many {units} [DO] {S} need for that? | For how many {units} [DO] {S} {V}? | How many
+        {units} [-DO] it take {S:him}? | In how many {units} [DO] {S} do that?""",
     "rate": """How many {T} [DO] {S} {V} each {unit}? | How many {T} [DO] {S} {V} (per {unit}|in one
         {unit}|every {unit})?""",
     "in groups": """How many {T} [+be] there in {n groups}? | In {n groups}, how many {T} [+be] there? | What
-        [-be] the number of {T} in {n groups}? | How many {T} do {n groups} hold?""",
-    "cost of": """How much (would|do) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
-        {n things}? | What (would|do) {n things} cost? | How much money [DO] {S} need for {n things}?""",
+        [-be] the number of {T} in {n groups}? | How many {T} [+DO] {n groups} hold?""",
+    "cost of": """How much ([+DO]|would) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
+        {n things}? | What ([+DO]|would) {n things} cost? | How much money [DO] {S} need for {n things}?""",
     "days": "How many days [-be] that?",
-    "pieces": """How many pieces [+be] there? | How many pieces will there be? | Into how many pieces [be] {S}
-        cut?""",
-    "parts": """How many {parts} do the {T} have (|in all|altogether|in total)? | How many {parts} [+be] that
-        (|in all)? | What [-be] the (total|) number of {parts}?""",
-    "parts of": """How many {parts} do {n T} have (|in all|altogether)? | What [-be] the number of {parts} of
-        {n T}? | How many {parts} [+be] there on {n T}?""",
+    "pieces": """How many pieces [+be] there? | How many pieces [+will] there be? | Into how many pieces [be]
+        {S} cut?""",
+    "parts": """How many {parts} [+DO] the {T} have (|in all|altogether|in total)? | How many {parts} [-be]
+        that (|in all)? | What [-be] the (total|) number of {parts}?""",
+    "parts of": """How many {parts} [+DO] {n T} have (|in all|altogether)? | What [-be] the number of {parts}
+        of {n T}? | How many {parts} [+be] there on {n T}?""",
     "kind": """How many {adj} {T} [+be] there? | How many {adj} {T} [+be] there {tail}? | How many of the {T}
         [+be] {adj}?""",
     "other kind": """How many {adj2} {T} [+be] there? | How many {adj2} {T} [+be] there {tail}? | How many of
@@ -550,10 +555,10 @@ class Kind(NamedTuple):
     """What may happen to a quantity, or be told about it."""
     name: str
     takes: str    # the forms of quantity that it goes on from; "own?": one that is not told itself
-    gives: str    # the form of the quantity that comes of it: see RESULTS
+    gives: str    # what comes of it: see RESULTS; or "other", "joint", "difference", "part": see go_on
     weight: int   # how often it is drawn
     steps: list   # of (equation, how it is asked for: see QUESTIONS)
-    say: list     # wordings
+    say: list     # wordings; ["@"]: another quantity, as TELL tells it; []: nothing
 
 
 def kind(name, takes, gives, weight, steps, say):
@@ -562,8 +567,10 @@ def kind(name, takes, gives, weight, steps, say):
     return Kind(name, takes, gives, weight, steps, read_wordings(say))
 
 
-# In an equation, a is the value of the quantity that a kind goes on from, and x what its first step finds;
-# the other numbers are drawn: see FIELDS.
+# In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found.
+# Other numbers are drawn, as FIELDS says: b and c any, l less than a, g greater than a, d one that divides a,
+# n a few, m so many in each group, p a price, r a rate, k 3 to 10. A kind of your own is an entry here and,
+# if none of QUESTIONS fits, one there.
 KINDS = [
     # something changes
     kind("gain", "own", "own", 76, "a + b: now", """
@@ -586,11 +593,11 @@ KINDS = [
         {S} [pay] {l T}. | Then {S} [spend] {l T} on {item}. | {S} [use] {l T} to buy {item}. | {S} [give]
         {l T} to {O}."""),
     kind("gains some", "own", "end", 26, "g - a: got", """
-        {S} [GET] some more {T} (|{where}). {Now_g}. | Then {S} [GET] some more. {Now_g}. | After {S} [GET]
-        some more {T}, {S} [have] {g T}. | {S} [GET] a few more. {Now_g}."""),
+        {S} [GET] some more {T} (|{where}). {Now_g}. | Then {S} [GET] a few more {T}. {Now_g}. | After {S}
+        [GET] some more {T}, {S} [have] {g T}. | {S} [GET] some other {T}. {Now_g}."""),
     kind("loses some", "own", "end", 26, "a - l: lost", """
-        {S} [LOSE] some of them (|{where}). {Now_l}. | Then {S} [LOSE] some. {Now_l}. | After {S} [LOSE] some
-        of the {T}, {S} [have] {l T} left. | {S} [LOSE] a few of the {T}. {Now_l}."""),
+        {S} [LOSE] some of the {T} (|{where}). {Now_l}. | Then {S} [LOSE] some {T}. {Now_l}. | After {S}
+        [LOSE] some of the {T}, {S} [have] {l T} left. | {S} [LOSE] a few of the {T}. {Now_l}."""),
     kind("some come", "there", "end", 18, "g - a: came", """
         Some more {T} [+COME]. Now there [!+be] {g T}. | Then more {T} [+COME]. Now {g T} [!+be] {tail}. |
         (Later|{Later},) some more [+COME]. After that there [+be] {g T}."""),
@@ -619,26 +626,23 @@ KINDS = [
     kind("had before both", "own?", "end", 10, "a - l: before the last; x + b: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. Then {S} [GET] {l more T}. Now {S} [!have] {a T}. | {S}
         [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}."""),
-    kind("more lost", "own", "end", 8, "l - v: diff events", """
-        {S} [LOSE] {l of T} and [give] {v of T} (to {O}|away). | {S} [LOSE] {l of T}. (Then|Later) {S} [give]
-        {v of T} away. | {S} [give] {O} {v of T} and [LOSE] {l of T}."""),
     kind("loses half", "own", "own", 10, "a / h: left", """
-        {S} [LOSE] half of ({them}|the {T}). | Then {S} [LOSE] half of {them}. | {S} [give] half of {them} to
-        {O}. | {Where}, {S} [LOSE] half of {them}."""),
+        {S} [LOSE] half of the {T}. | Then {S} [LOSE] half of {them}. | {S} [give] half of {them} to {O}. |
+        {Where}, {S} [LOSE] half of {them}."""),
     kind("loses part", "own", "own", 12, "a / q: lost; a - x: left", """
-        {S} [LOSE] (a|one) {q nth} of ({them}|the {T}). | Then {S} [LOSE] a {q nth} of {them}. | {S} [give] a
-        {q nth} of {them} to {O}."""),
+        {S} [LOSE] (a|one) {q nth} of the {T}. | Then {S} [LOSE] a {q nth} of {them}. | {S} [give] a {q nth}
+        of {them} to {O}."""),
     kind("gains groups", "own", "own", 26, "n * m: got; a + x: now", """
         {S} [GET] {n groups} (of|with) {m T} each. | Then {S} [GET] {n groups} with {m T} in each {group}. |
         {S} [GET] {n groups} of {T}. Each {group} [-have] {m T}. | {S} [GET] {n groups} of {T} with {m} in
         each."""),
     kind("gains from each", "own", "own", 14, "n * m: are given; a + x: now", """
-        Each of {n friends} [-give] {S:him} {m T}. | {n friends} [+give] {S:him} {m T} each. | {S} [get] {m T}
-        from each of {n friends}. | {n friends} [+bring] {S:him} {m T} each."""),
+        Each of the {n friends} [-give] {S:him} {m T}. | {n friends} [+give] {S:him} {m T} each. | {S} [get]
+        {m T} from each of the {n friends}. | {n friends} [+bring] {S:him} {m T} each."""),
     kind("gives each", "own", "own", 22, "n * m: gave; a - x: left", """
-        {S} [give] {m T} (to each of|each to) {n friends}. | Then {S} [give] each of {n friends} {m T}. | {S}
-        [hand] {m T} to each of {n friends}. | ({n friends} [+get] {m T} each|Each of {n friends} [-get]
-        {m T}) from {S:him}."""),
+        {S} [give] {m T} (to each of|each to) {n friends}. | Then {S} [give] each of the {n friends} {m T}. |
+        {S} [hand] {m T} to each of the {n friends}. | ({n friends} [+get] {m T} each|Each of the {n friends}
+        [-get] {m T}) from {S:him}."""),
     kind("loses groups", "own", "own", 20, "n * m: lost; a - x: left", """
         (|Then|Later) {S} [LOSE] {n groups} (of|with) {m T} each. | (|Then) {S} [LOSE] {n groups} with {m T}
         in each {group}. | {S} [LOSE] {n groups} of {m T}."""),
@@ -658,33 +662,32 @@ KINDS = [
     # two are compared: {S} is the one that is told about, {ref:him} the other
     kind("more", "own act money", "other", 44, "a + b: same", """
         {S} [V] {b more T} {tail} than {ref:him}. | {Tail}, {S} [V] {b more T} than {ref:him}. | Compared with
-        {ref:him}, {S} [V] {b more T} {tail}. | {S} [V] {b more T} than {ref} {do} {tail}. | {S} [V] {b} more
+        {one:him}, {S} [V] {b more T} {tail}. | {S} [V] {b more T} than {ref} {do} {tail}. | {S} [V] {b} more
         than {ref} {do} {tail}."""),
     kind("fewer", "own act money", "other", 34, "a - l: same", """
         {S} [V] {l fewer T} {tail} than {ref:him}. | {Tail}, {S} [V] {l fewer T} than {ref:him}. | Compared
-        with {ref:him}, {S} [V] {l fewer T} {tail}. | {S} [V] {l fewer T} than {ref} {do} {tail}."""),
+        with {one:him}, {S} [V] {l fewer T} {tail}. | {S} [V] {l fewer T} than {ref} {do} {tail}."""),
     kind("times", "own act money", "other", 18, "a * k: same", """
-        {S} [V] {k} times as {many} {tail} as {ref:him}. | {S} [V] {k} times the {number} {tail} that {ref}
-        {do}. | {Tail}, {S} [V] {k} times as {many} as {ref:him}. | {S} [V] {k} times as {many} {tail} as
+        {S} [V] {k} times as {many} {tail} as {ref:him}. | {S} [V] {k} times the {number} that {ref} {do}
+        {tail}. | {Tail}, {S} [V] {k} times as {many} as {ref:him}. | {S} [V] {k} times as {many} {tail} as
         {ref} {do}."""),
     kind("twice", "own act money", "other", 20, "a * h: same", """
-        {S} [V] twice as {many} {tail} as {ref:him}. | {S} [V] (double|twice) the {number} {tail} that {ref}
-        {do}. | {S} [V] two times as {many} {tail} as {ref:him}. | {Tail}, {S} [V] twice as {many} as
+        {S} [V] twice as {many} {tail} as {ref:him}. | {S} [V] (double|twice) the {number} that {ref} {do}
+        {tail}. | {S} [V] two times as {many} {tail} as {ref:him}. | {Tail}, {S} [V] twice as {many} as
         {ref:him}."""),
     kind("half", "own act money", "other", 16, "a / h: same", """
-        {S} [V] (|only) half as {many} {tail} as {ref:him}. | {S} [V] half the {number} {tail} that {ref}
-        {do}. | {Tail}, {S} [V] half as {many} as {ref:him}. | {S} [V] half of the {number} that {ref}
+        {S} [V] (|only) half as {many} {tail} as {ref:him}. | {S} [V] half the {number} that {ref} {do}
+        {tail}. | {Tail}, {S} [V] half as {many} as {ref:him}. | {S} [V] half of the {number} that {ref}
         {do}."""),
     kind("fraction", "own act money", "other", 8, "a / q: same", """
         {S} [V] (a|one|only a) {q nth} as {many} {tail} as {ref:him}. | {S} [V] (a|one) {q nth} of the
         {number} that {ref} {do}. | {Tail}, {S} [V] a {q nth} as {many} as {ref:him}."""),
     kind("there more", "there", "other", 30, "a + b: same", """
         There [+be] {b more T} {tail} than {ref:him}. | {Tail} there [+be] {b more T} than {ref:him}. |
-        Compared with {ref:him}, there [+be] {b more T} {tail}. | {b more T} than {ref:him} [+be] {tail}. |
-        There [+be] {b} more {T} {tail} than {ref:him}."""),
+        Compared with {one:him}, there [+be] {b more T} {tail}. | {b more T} than {ref:him} [+be] {tail}."""),
     kind("there fewer", "there", "other", 24, "a - l: same", """
         There [+be] {l fewer T} {tail} than {ref:him}. | {Tail} there [+be] {l fewer T} than {ref:him}. |
-        Compared with {ref:him}, there [+be] {l fewer T} {tail}. | {l fewer T} than {ref:him} [+be]
+        Compared with {one:him}, there [+be] {l fewer T} {tail}. | {l fewer T} than {ref:him} [+be]
         {tail}."""),
     kind("there times", "there", "other", 14, "a * k: same", """
         There [+be] (|exactly) {k} times as many {T} {tail} as {ref:him}. | {Tail} there [+be] {k} times as
@@ -697,38 +700,38 @@ KINDS = [
         {ref:him}. | Half as many {T} as {ref:him} [+be] {tail}."""),
     kind("costs more", "price", "other", 30, "a + p: same", """
         {S} [cost] {p more money} than {ref:him}. | {S} [be] {p money} more expensive than {ref:him}. |
-        Compared with {ref:him}, {S} [cost] {p more money}. | The price of {S} [-be] {p money} higher than
+        Compared with {one:him}, {S} [cost] {p more money}. | The price of {S:him} [-be] {p money} higher than
         that of {ref:him}."""),
     kind("costs less", "price", "other", 30, "a - l: same", """
         {S} [cost] (|only) {l fewer money} than {ref:him}. | {S} [be] {l money} (cheaper|less expensive) than
-        {ref:him}. | Compared with {ref:him}, {S} [cost] {l fewer money}. | One pays
-        {l fewer money} for {S} than for {ref:him}."""),
+        {ref:him}. | Compared with {one:him}, {S} [cost] {l fewer money}. | One [-pay] {l fewer money} for {S}
+        than for {ref:him}."""),
     kind("costs times", "price", "other", 20, "a * k: same", """
-        {S} [cost] (|exactly) {k} times as much as {ref:him}. | The price of {S} [-be] {k} times that of
+        {S} [cost] (|exactly) {k} times as much as {ref:him}. | The price of {S:him} [-be] {k} times that of
         {ref:him}. | {S} [be] {k} times as expensive as {ref:him}."""),
     kind("half price", "price", "end", 16, "a / h: sale", """
         Now {S} [!-be] half price. | (Today|This week) {S} [-be] sold (at half the price|for half of that). |
         In a sale, {S} [-cost] only half as much."""),
     kind("is more", "be age weigh", "other", 34, "a + b: same", """
         {S} [be] {b T} {more} than {ref:him}. | {S} [be] {b T} {more} than {ref} [-be]. | Compared with
-        {ref:him}, {S} [be] {b T} {more}. | {ref} [-be] {b T} {less} than {S}."""),
+        {one:him}, {S} [be] {b T} {more}. | {ref} [-be] {b T} {less} than {S}."""),
     kind("is less", "be age weigh", "other", 34, "a - l: same", """
         {S} [be] {l T} {less} than {ref:him}. | {S} [be] {l T} {less} than {ref} [-be]. | Compared with
-        {ref:him}, {S} [be] {l T} {less}. | {ref} [-be] {l T} {more} than {S}."""),
+        {one:him}, {S} [be] {l T} {less}. | {ref} [-be] {l T} {more} than {S}."""),
     kind("is times", "be age weigh", "other", 14, "a * k: same", """
         {S} [be] (|exactly) {k} times as {adj} as {ref:him}. | {S} [be] {k} times as {adj} as {ref} [-be]. |
-        The {side} of {S} [-be] {k} times that of {ref:him}."""),
+        The {side} of {S:him} [-be] {k} times that of {ref:him}."""),
     kind("is twice", "be age weigh", "other", 14, "a * h: same", """
-        {S} [be] twice as {adj} as {ref:him}. | {S} [be] twice as {adj} as {ref} [-be]. | The {side} of {S}
-        [-be] twice that of {ref:him}. | {S} [be] two times as {adj} as {ref:him}."""),
+        {S} [be] twice as {adj} as {ref:him}. | {S} [be] twice as {adj} as {ref} [-be]. | The {side} of
+        {S:him} [-be] twice that of {ref:him}. | {S} [be] two times as {adj} as {ref:him}."""),
     kind("is half", "be age weigh", "other", 14, "a / h: same", """
-        {S} [be] (|only) half as {adj} as {ref:him}. | The {side} of {S} [-be] half that of {ref:him}. | {S}
-        [be] half as {adj} as {ref} [-be]."""),
+        {S} [be] (|only) half as {adj} as {ref:him}. | The {side} of {S:him} [-be] half that of {ref:him}. |
+        {S} [be] half as {adj} as {ref} [-be]."""),
     # two are put together or set apart; "@": the other one is told as TELL says; "": it was compared before
     kind("together", "own act money there price", "joint", 60, "a + b: total", "@"),
     kind("together again", "own act money there price", "joint", 90, "a + b: total", ""),
     kind("difference", "own act money there price be age weigh", "difference", 50, "a - b: diff", "@"),
-    kind("fewer", "own act", "difference", 12, "a - b: fewer", "@"),
+    kind("difference, fewer", "own act", "difference", 12, "a - b: fewer", "@"),
     kind("other part", "own? act? there?", "part", 60, "g - a: same", """
         {Has} {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {a T} {tail}. {Has} {g whole} {whole_tail}
         in all. | {Has} a total of {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {g whole} {whole_tail}.
@@ -737,31 +740,31 @@ KINDS = [
         {l} of (them|the {T}) [+be] {adj}. {Rest} [+be] {adj2}. | {l} of the {T} [+be] {adj} and the rest
         [+be] {adj2}. | (Of these|Among them), {l} [+be] {adj}. {Rest} [+be] {adj2}."""),
     kind("share of a kind", "own there", "end", 14, "a / q: kind", """
-        (A|One|Exactly one) {q nth} of (them|the {T}|these {T}) [-be] {adj}."""),
+        (A|One|Exactly one) {q nth} of (them|the {T}|these {T}) [+be] {adj}."""),
     kind("half of a kind", "own there", "end", 10, "a / h: kind", """
         (Half|Only half|Exactly half) of (them|the {T}|these {T}) [+be] {adj}."""),
     kind("rest after a share", "own there", "end", 8, "a / q: kind; a - x: other kind", """
-        (A|One) {q nth} of (them|the {T}) [-be] {adj}. {Rest} [+be] {adj2}."""),
+        (A|One) {q nth} of (them|the {T}) [+be] {adj}. {Rest} [+be] {adj2}."""),
     # equal groups
-    kind("groups", "own?", "own", 70, "n * m: same", """
+    kind("groups", "own?", "own", 70, "n * m: have", """
         {S} [have] {n groups} (with {m T} {at}|of {m T}) each {here}. | {S} [have] {n groups} {here}.
         (Each|Every) {group} ([-have]|[-hold]|[-contain]) {m T}. | {S} [own] {n groups}. There [+be] {m T}
         {at} (each|every) {group}. | {S} [have] {n groups} {here} and {at} each {group} there [+be] {m T}. |
-        {S} [keep] {m T} {at} each of {n groups} {here}."""),
+        {S} [keep] {m T} {at} each of {his} {n groups} {here}."""),
     kind("there are groups", "groups?", "there", 50, "n * m: total there", """
         There [+be] {n groups} {here} with {m T} {at} each {group}. | There [+be] {n groups} {here}, each with
         {m T}. | There [+be] {n groups} {here}. (Every|Each) {group} ([-have]|[-contain]|[-hold]) {m T}. |
         There [+be] {n groups} {here}. {At} each {group} there [+be] {m T}. | {n groups} {here}
-        ([+have]|[+hold]) {m T} each. | Each of {n groups} {here} ([-have]|[-hold]) {m T}."""),
+        ([+have]|[+hold]) {m T} each. | Each of the {n groups} {here} ([-have]|[-hold]) {m T}."""),
     kind("in so many groups", "groups?", "end", 16, "n * m: in groups", """
         There [+be] {m T} {at} (each|every|one) {group} {here}. | (Each|Every|One) {group}
-        ([-have]|[-contain]|[-hold]) {m T}. | {At} (each|every) {group} there [+be] {m T}. | {m T} fit {at}
+        ([-have]|[-contain]|[-hold]) {m T}. | {At} (each|every) {group} there [+be] {m T}. | {m T} [+fit] {at}
         (one|each) {group}. | Someone [-put] {m T} {at} each {group}."""),
     kind("number of groups", "groups?", "end", 34, "t / m: groups", """
         There [+be] {t T} (in all|altogether|) {here}. (Each|Every|One) {group} ([-have]|[-hold]|[-contain])
         {m T}. | {At} each {group} there [+be] {m T}. (In all|Altogether), there [+be] {t T}. | There [+be]
         {t T}, {m} {at} each {group}. | {t T} [+be] {at} {groups}, with {m} {at} each {group}. | Someone
-        [-put] {t T} {at} {groups}, {m} {at} each. | {m T} fit {at} one {group}, and there [+be] {t T}
+        [-put] {t T} {at} {groups}, {m} {at} each. | {m T} [+fit] {at} one {group}, and there [+be] {t T}
         {here}."""),
     kind("size of groups", "groups?", "end", 34, "t / n: each", """
         There [+be] {t T} and {n groups}. (Each|Every) {group} ([-have]|[-hold]|[-contain]) the same number of
@@ -769,31 +772,31 @@ KINDS = [
         all|altogether) {t T}, equally many {at} each {group}. | {n groups} ([+have]|[+hold]|[+contain]) {t T}
         in all, the same number each. | Someone [-put] {t T} {at} {n groups} equally."""),
     kind("each person has", "crowd?", "own", 20, "n * m: they have", """
-        {n friends} ([+have]|[+bring]|[+own]|[+get]) {m T} each {where}. | Each of {n friends}
+        {n friends} ([+have]|[+bring]|[+own]|[+get]) {m T} each {where}. | Each of the {n friends}
         ([-have]|[-bring]|[-own]) {m T} {where}. | There [+be] {n friends} {here}. Each {friend}
         ([-have]|[-bring]) {m T}. | There [+be] {n friends} {here} and each {friend} ([-own]|[-get])
         {m T}."""),
-    kind("dozens", "own?", "own", 10, "n * 12: same", """
+    kind("dozens", "own?", "own", 10, "n * 12: have", """
         {S} ([have]|[own]) {n} dozen {T}. | {S} ([buy]|[get]) {n} dozen {T} {where}. | (There [+be]|Someone
         [-put]) {n} dozen {T} in {S:'s} {box}."""),
     kind("contents", "boxes", "content", 200, "a * m: content", """
         There [+be] {m content} in (each|every) {T1}. | (Each|Every) {T1} ([-have]|[-contain]|[-hold])
         {m content}. | {m content} [+be] in each {T1}."""),
     kind("shares", "own money", "end", 60, "a / d: share", """
-        {S} [share] {them} equally among {d friends}. | {S} [give] {them} to {d friends}, the same number to
-        each. | {S} [split] {them} evenly between {d friends}. | {S} [want] to share {them} equally among
-        {d friends}. | {d friends} [+get] {them} in equal shares."""),
+        {S} [share] {them} equally among {d friends}. | {S} [give] {them} to {d friends} in equal parts. | {S}
+        [split] {them} evenly among {d friends}. | {S} [want] to share {them} equally among {d friends}. |
+        {d friends} [+get] {them} in equal shares."""),
     kind("packs by size", "own", "end", 50, "a / d: boxes", """
-        {S} [pack] {them} in {groups} of {d}. | {S} [put] {d} of {them} into each {group}. | Each {group} can
-        hold {d T}. | {S} [put] {them} into {groups} with {d} in each. | {S} [want] to put {them} into
-        {groups} of {d}. | {d T} fit into one {group}."""),
+        {S} [pack] {them} in {groups} of {d}. | {S} [put] {d} of {them} into each {group}. | Each {group}
+        [-can] hold {d T}. | {S} [put] {them} into {groups} with {d} in each. | {S} [want] to put {them} into
+        {groups} of {d}. | {d T} [+fit] into one {group}."""),
     kind("packs by number", "own", "end", 50, "a / d: each", """
         {S} [pack] {them} into {d groups}, the same number in each. | {S} [put] {them} equally into
         {d groups}. | {S} [divide] {them} into {d groups} equally. | {S} [split] {them} evenly into
         {d groups}. | {S} [sort] {them} into {d groups} with equally many in each."""),
     kind("uses daily", "own", "end", 20, "a / d: lasts", """
-        {S} [use] {d T} each {unit}. | Every {unit} {S} [use] {d} of {them}. | {S} ([need] {d T} every|[use]
-        {d T} per) {unit}. | {S} [use] up {d} of {them} every {unit}."""),
+        {S} [USE] {d T} each {unit}. | Every {unit} {S} [USE] {d} of {them}. | {S} [USE] {d T} per {unit}. |
+        {S} [USE] up {d} of {them} every {unit}."""),
     # money
     kind("buys at a price", "shop?", "spent", 60, "n * p: pay", """
         {S} [BUY] {n things} (for|at) {p money} each. | {S} [BUY] {n things}. Each {thing} [-cost] {p money}.
@@ -831,8 +834,8 @@ KINDS = [
         (One {thing}|{A_thing}|Each {thing}) [-cost] {d T}. | The price of one {thing} [-be] {d T}. | {Things}
         [+cost] {d T} each. | {S} [want] to buy {things} that [+cost] {d T} each."""),
     kind("sells at a price", "own", "money", 40, "a * p: earns", """
-        {S} [sell] {them} (for|at) {p money} each. | Each {T1} [-be] sold for {p money}. | {S} [sell] {them}
-        all for {p money} apiece. | {S} [get] {p money} for each {T1}."""),
+        {S} [sell] {them} (for|at) {p money} each. | Each {T1} [-be] sold for {p money}. | {S} [sell] all of
+        the {T} for {p money} apiece. | {S} [get] {p money} for each {T1}."""),
     # so much in so long
     kind("for so long", "rate?", "act", 70, "r * n: total", """
         {S} [V] {r T} {per} for {n units}. | For {n units}, {S} [V] {r T} {per}. | {S} [V] {r T} (every|each)
@@ -855,17 +858,17 @@ KINDS = [
     kind("years ago", "age", "end", 40, "a - l: years ago", ""),
     kind("grows", "grows", "end", 60, "a + b: be now", """
         {S} [grow] ({b more T}|by {b T}). | Then {S} [grow] another {b T}. | In a year {S} [grow] {b T}. |
-        Since then, {S} [grow] {b more T}."""),
+        During the summer, {S} [grow] {b more T}."""),
     kind("is shortened", "cut", "end", 60, "a - l: be now", """
-        {O} [-cut] {l T} off {S}. | {l T} of {S} [+be] cut off. | {O} [-use] {l T} of {S}. | {O} [-cut] off
-        {l T} of it."""),
+        {O} [-cut] {l T} off {S:him}. | {l T} of {S:him} [+be] cut off. | {O} [-use] {l T} of {S:him}. | {O}
+        [-cut] off {l T} of it."""),
     kind("is cut", "cut", "end", 60, "a / d: pieces", """
         {S} [be] cut into pieces of {d T}. | {O} [-cut] {S} into pieces of {d T} each. | {S} [be] cut into
         pieces, each {d T} long. | {O} [-divide] it into pieces of {d T}."""),
     kind("parts", "parts?", "end", 14, "b * e: parts", """
         There [+be] {b T} {here}. | {S} ([see]|[have]|[count]|[draw]|[paint]|[photograph]) {b T} {here}. | {S}
         [look] at {b T} {here}. | {S} [have] a picture of {b T}."""),
-    kind("parts of so many", "parts?", "end", 10, "n * e: parts of", """
+    kind("parts of so many", "parts? units?", "end", 10, "n * e: parts of", """
         (Every {T1}|Each {T1}|{A_T1}|One {T1}) [-have] {e parts}. | {S} [know] that (every {T1}|each
         {T1}|{a_T1}|one {T1}) [-have] {e parts}. | {S} [look] at a picture of {T}. (Every {T1}|Each
         {T1}|{A_T1}) [-have] {e parts}."""),
@@ -902,7 +905,7 @@ class Entity:
     owner: "Entity" = None  # whose brother
 
 
-class Teacher:
+class Speaker:
     """How sub-questions speak: names, not pronouns; digits."""
 
     def name(self, entity, case):
@@ -924,7 +927,7 @@ class Teacher:
         return f"{self.number(value)} {more}{thing.of(value)}"
 
 
-class Narrator(Teacher):
+class Narrator(Speaker):
     """How the text of a problem speaks: pronouns, numbers in words, "$5", "5 of them"."""
 
     def __init__(self, rng, mixed):
@@ -963,7 +966,7 @@ class Narrator(Teacher):
         return f"{int(value):,}" if self.commas else str(int(value))
 
     def dollars(self, value):
-        return f"${Teacher.number(self, value)}" if self.signs else self.number(value)
+        return f"${Speaker.number(self, value)}" if self.signs else self.number(value)
 
     def count(self, value, thing, more):
         n, what, rng = self.number(value), thing.of(value), self.rng
@@ -980,12 +983,13 @@ class Narrator(Teacher):
         return f"a dozen {thing}" if value == 12 and rng.random() < 0.15 else f"{n} {what}"
 
 
-TEACHER = Teacher()
+SPEAKER = Speaker()
+# a number, what it is said with, the name of a field, its case: {b more T}, {q nth}, {tail}, {S:him}
 FIELD = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
 VERB = re.compile(r"\[([!+-]*)([^\]]+)\]")
 
 
-def lower(text):
+def uncapital(text):
     """The opposite of `capital`."""
     return text[0].lower() + text[1:]
 
@@ -1003,7 +1007,7 @@ def fill(wording, fields, tense, now, speaker):
         if name in ("him", "his"):
             return PRONOUNS[subject.sex]["him" if name == "him" else "'s"]
         if len(name) == 1 and name.islower():
-            money = name in "abcglo" and fields["T"].money
+            money = name in "abcgl" and fields["T"].money  # amounts of T, and not "3 times"
             return (speaker.dollars if money else speaker.number)(fields[name])
         found = fields[name]
         return speaker.name(found, case or "") if isinstance(found, Entity) else str(found)
@@ -1032,7 +1036,7 @@ def available(wording, fields):
 # ---- the template teacher: a story and its world -----------------------------------------------------------
 
 class DeadEnd(Exception):
-    """A story cannot go on as drawn: begin another one."""
+    """This story cannot go on; begin another."""
 
 
 def require(condition):
@@ -1072,7 +1076,7 @@ class Step(NamedTuple):
 
 
 class Fields(dict):
-    """What stands for the names in wordings and equations: of a quantity, or drawn as FIELDS says."""
+    """What stands for the names in wordings and equations: of a quantity, drawn as FIELDS says, or None."""
 
     def __init__(self, story, quantity, **more):
         super().__init__({"S": quantity.S, "V": quantity.V, "T": quantity.T, "tail": quantity.tail,
@@ -1083,7 +1087,7 @@ class Fields(dict):
         if name in FIELDS:
             self[name] = FIELDS[name](self.story, self)
             return self[name]
-        small = lower(name)
+        small = uncapital(name)
         if small != name and (small in self or small in FIELDS):
             return capital(str(self[small]))  # {Tail}
 
@@ -1093,7 +1097,6 @@ FIELDS = {  # drawn where a wording or an equation has them
     "b": lambda story, f: story.amount(),
     "c": lambda story, f: story.amount(),
     "l": lambda story, f: story.less_than(f["a"]),
-    "v": lambda story, f: story.less_than(min(f["l"], f["a"] - f["l"] + 1)),
     "g": lambda story, f: f["a"] + story.amount(),
     "d": lambda story, f: story.divisor(f["a"], range(2, 26)),
     "j": lambda story, f: story.divisor(f["a"], range(3, 11)),
@@ -1115,6 +1118,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "GET": lambda story, f: story.verb(GAINS, f["T"], f["S"]),
     "LOSE": lambda story, f: story.verb(LOSSES, f["T"], f["S"]),
     "BUY": lambda story, f: story.pick(("buy", "buy", "order", "get")),
+    "USE": lambda story, f: "use" if f["T"].letter and f["T"].letter in "fghs" else None,
     "DOING": lambda story, f: story.pick(DOINGS),
     "O": lambda story, f: story.other(f["S"]),
     "friends": lambda story, f: Thing(story.pick(SHARERS)),
@@ -1123,6 +1127,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
     "money": lambda story, f: DOLLARS,
     "weeks": lambda story, f: Thing("week"),
+    "age": lambda story, f: story.rng.randint(6, 60),
     # texts
     "T1": lambda story, f: f["T"].one,
     "a_T1": lambda story, f: article(f["T"].one),
@@ -1133,7 +1138,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "unit": lambda story, f: f["units"].one,
     "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
     "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
-    "them": lambda story, f: "the money" if f["T"].money else story.pick(("the {T}", "the {T}", "them")),
+    "them": lambda story, f: "the money" if f["T"].money else "the {T}" if story.mixed else story.pick(THEM),
     "box": lambda story, f: story.pick(CONTAINERS[f["T"].letter]) if f["T"].letter else None,
     "item": lambda story, f: article(story.thing("ftsch").one),
     "at": lambda story, f: "in",
@@ -1143,7 +1148,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "job": lambda story, f: story.pick(JOBS),
     "per": lambda story, f: story.pick((article(f["unit"]), *(f"{each} {f['unit']}" for each in EACH))),
     "each_unit": lambda story, f: f"{story.pick(EACH[:2])} {f['unit']}",
-    "bill": lambda story, f: story.pick(("a ${i} bill", "a {i}-dollar bill")),
+    "bill": lambda story, f: story.pick((f"a ${f['i']} bill", f"a {f['i']}-dollar bill")),
     "adjectives": lambda story, f: [thing.adjective for thing in with_adjectives(story, f["T"])],
     "adj": lambda story, f: f["adjectives"][0],
     "adj2": lambda story, f: f["adjectives"][1],
@@ -1207,7 +1212,8 @@ class Words:
 class Story:
     """A problem in the making: what it tells (facts), and what is found step by step (steps).
 
-    level: 1, 2 (facts in another order) or 3 (comparisons told backwards); wordings: "all", "train", "test".
+    level: 1; 2: facts are told in any order; 3: also more comparisons backwards. wordings: "all"; "train" and
+    "test", without and with those that are held out.
     """
 
     def __init__(self, rng, words, n_steps, level=1, wordings="all"):
@@ -1218,11 +1224,11 @@ class Story:
         self.facts, self.steps, self.people = [], [], []
         self.mixed = False    # whether it tells of several things
         self.ordered = False  # whether its facts must stay in their order
-        self.ways = []        # in which quantities differ that were compared or put together
+        self.ways = []        # "S", "tail" or "T": how the quantities differ that it has compared
         self.compared = None  # with what the last step compared, and in which way they differ
 
     @property
-    def left(self):
+    def steps_left(self):
         """How many steps are still to come."""
         return self.n_steps - len(self.steps)
 
@@ -1301,7 +1307,7 @@ class Story:
 
     def less_than(self, top):
         """A number below `top`."""
-        return self.amount(1 if top < 20 else 2, math.ceil(top) - 1)
+        return self.amount(2, math.ceil(top) - 1)
 
     def divisor(self, value, choices):
         """One of `choices` that divides a value."""
@@ -1336,20 +1342,31 @@ class Story:
         form = "act" if quantity.form == "own" and quantity.V != "have" else quantity.form
         self.tell(form, TELL[form], Fields(self, quantity))
 
-    def find(self, equation, asks, fields, name="x"):
-        """The next step: its value becomes the field `name`. Raises DeadEnd where that is no number for a
-        child, or where the same has been asked before.
+    def find(self, equation, asks, fields):
+        """The next step: its value becomes the field x. Its sub-question names what is counted only where the
+        story tells of several things: "How many does Tom have now?"
+
+        Raises DeadEnd where the value is no number for a child, or where the same has been asked before.
         """
         left, sign, right = equation.split(" ")
         operands = [Fraction(fields[one] if one.isalpha() else one) for one in (left, right)]
-        fields[name] = value = COMPUTE[sign](*operands)
+        fields["x"] = value = COMPUTE[sign](*operands)
         require(1 <= value <= 1_000_000 and (100 * value if fields["T"].money else value).denominator == 1)
         wordings = questions_for(asks, fields.quantity)
-        require(available(wordings[0], fields))
-        question = capital(fill(wordings[0], fields, self.tense, self.now, TEACHER))
+        clear = not self.mixed and not fields["T"].money
+        wording = wordings[0].replace("How many {T} ", "How many ") if clear else wordings[0]
+        require(available(wording, fields))
+        question = self.ask(wording, fields, SPEAKER)
         require(question not in [step.question for step in self.steps])
-        self.steps.append(Step(sign.join(map(TEACHER.number, operands)), value, question, wordings, fields))
+        self.steps.append(Step(sign.join(map(SPEAKER.number, operands)), value, question, wordings, fields))
         return value
+
+    def ask(self, wording, fields, speaker, tense=None):
+        """A question. tense: "will" or "would", where the sentence before it is a condition."""
+        if "DO]" not in wording:  # not "how old will be Tom?"
+            tense = None
+        now = "present" if re.search(r"\bnow\b", wording) else self.now
+        return capital(fill(wording, fields, tense or self.tense, tense or now, speaker))
 
 
 COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -1393,7 +1410,7 @@ def open_own(story):
     if draw < 0.4:
         story.tense, verb = "past", story.verb(GAINS, thing, quantity.S)
         return replace(quantity, form="act", V=verb, **first_of("tail", story.pick(TIMES)))
-    if draw < 0.48 and story.left > 1 and thing.letter != "a" and thing.one not in BOXES:
+    if draw < 0.48 and story.steps_left > 1 and thing.letter != "a" and thing.one not in BOXES:
         boxes = replace(story.container(thing, BOXES), letter="h", content=thing)
         return replace(quantity, T=boxes, also=("boxes",), words={"content": thing})
     return quantity
@@ -1497,10 +1514,11 @@ def open_rate(story):
 
 
 def open_parts(story):
-    """Dogs have 4 legs."""
-    name, n, part = story.pick(HAVE_PARTS)
+    """Dogs have 4 legs, weeks 7 days."""
+    name, n, part = story.pick(HAVE_PARTS + UNITS)
+    form = "parts" if [name, n, part] in HAVE_PARTS else "units"
     story.tense = "present"
-    return Quantity("parts", story.person(), T=Thing(name), words={"e": int(n), "parts": Thing(part)})
+    return Quantity(form, story.person(), T=Thing(name), words={"e": int(n), "parts": Thing(part)})
 
 
 OPENINGS = {  # how often one begins a problem of one step, and one of several
@@ -1538,8 +1556,8 @@ def go_on(story, quantity):
     if kind.gives in ("joint", "difference"):
         return put_together(story, kind, quantity, compared)
     fields = Fields(story, quantity)
-    for (equation, asks), name in zip(kind.steps, "xyz"):
-        value = story.find(equation, asks, fields, name)
+    for equation, asks in kind.steps:  # this draws the numbers that are told
+        value = story.find(equation, asks, fields)
     if kind.say:
         story.tell(kind.name, kind.say, fields)
     return replace(RESULTS[kind.gives](quantity, fields), value=value)
@@ -1551,8 +1569,8 @@ def draw_kind(story, quantity):
     forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
     fit, weights = [], []
     for kind in KINDS:
-        enough = len(kind.steps) == story.left if kind.gives in LAST else len(kind.steps) <= story.left
-        if enough and forms & set(kind.takes.split()):
+        more = story.steps_left - len(kind.steps)
+        if (more == 0 if kind.gives in LAST else more >= 0) and forms & set(kind.takes.split()):
             fit.append(kind)
             rare = story.level < 3 and kind.name.endswith("backwards")
             weights.append(kind.weight / 4 if rare else kind.weight)
@@ -1577,16 +1595,19 @@ def other_quantity(story, quantity):
         new = story.other(quantity.S) if way == "S" else story.thing(quantity.T.letter)
     story.mixed |= way == "T"
     story.ways.append(way)
-    return replace(quantity, value=None, others=others, **{way: new}), way
+    words = {} if way == "tail" else quantity.words  # birds come, but to which of two places?
+    return replace(quantity, value=None, others=others, words=words, **{way: new}), way
 
 
 def reference(story, quantity, way):
     """The fields of what something is compared with: {ref} is Tom, "on Monday" or "red apples"."""
     ref = {"S": quantity.S, "tail": quantity.tail, "T": str(quantity.T)}[way]
-    if way != "S" or quantity.form == "price":
+    if way == "tail":
         return {"ref": ref}
+    if way == "T" or quantity.form == "price":
+        return {"ref": ref, "one": ref}
     verb = "have" if quantity.V == "have" else "do"
-    return {"ref": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
+    return {"ref": ref, "one": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
 
 
 def relate(story, kind, quantity):
@@ -1619,12 +1640,12 @@ def put_together(story, kind, quantity, compared):
         two = other, quantity
     (equation, asks), = kind.steps
     if kind.gives == "joint":
-        joint, tail = join_quantities(*two, way)
+        joint, tail = join_quantities(story, *two, way)
         days = [one for one in story.ways if one != "S"]
         require(days == ([way] if way != "S" else []))  # no other day or thing is left out
         story.ways = []
-        require(joint.T.one != "thing" or story.left == 1)  # nothing can happen to "apples and pears"
-        story.ordered |= story.left > 1
+        require(joint.T.one != "thing" or story.steps_left == 1)  # nothing can happen to "apples and pears"
+        story.ordered |= story.steps_left > 1
         fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
         return replace(joint, value=story.find(equation, asks, fields))
     small, big = sorted(two, key=lambda one: one.value)
@@ -1634,11 +1655,12 @@ def put_together(story, kind, quantity, compared):
     return quantity
 
 
-def join_quantities(first, second, way):
+def join_quantities(story, first, second, way):
     """What two quantities count together; and how a question says so: "in all", "together"."""
     joint = replace(first, value=None, tail="", others={}, also=())
     if way == "S":
-        return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", "they")), "together"
+        they = "they" if len(story.people) == 2 and story.chance(0.5) else ""
+        return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", they)), "together"
     if way == "tail":
         return joint, "" if first.form == "there" else "in all"
     names = sorted((str(first.T), str(second.T)))
@@ -1652,7 +1674,7 @@ def other_part(story, kind, quantity):
     """Tom has 9 apples in all. 5 of them are green. How many are red?"""
     other, way = other_quantity(story, quantity)
     require(way != "S")
-    whole, _ = join_quantities(quantity, other, way)
+    whole, _ = join_quantities(story, quantity, other, way)
     of_kind = (quantity.T.adjective or str(quantity.T)) if way == "T" else None
     fields = Fields(story, quantity, whole=whole.T, whole_tail=whole.tail, of_kind=of_kind,
                     has="there [+be]" if quantity.form == "there" else "{S} [V]")
@@ -1665,9 +1687,10 @@ def other_part(story, kind, quantity):
 # ---- the template teacher: from a story to a problem -------------------------------------------------------
 
 STEP_SHARES = 55, 32, 9, 3, 1, 1, 1, 1  # of problems with one step, two, ... (that --steps allows)
-PLAIN = 0.15          # how often the first wording of a kind is taken
+PLAIN = 0.15          # how often the first wording is preferred
 UNNEEDED = 78, 18, 4  # of problems with so many quantities that nobody needs: 0, 1, 2
 SETTING = 0.2         # of problems with a sentence without a number
+ASIDES = "unneeded", "setting"
 STARTS = "Then ", "Later ", "After that ", "Soon ", "Suddenly "
 
 
@@ -1678,7 +1701,7 @@ def draw_story(rng, level, n_steps, words, wordings="all"):
         try:
             weights = [weights[n_steps > 1] for weights in OPENINGS.values()]
             quantity = rng.choices(list(OPENINGS), weights)[0](story)
-            while story.left:
+            while story.steps_left:
                 quantity = try_to(go_on, story, quantity)
             if level > 1 and not story.ordered and {fact.kind for fact in story.facts} <= TIMELESS:
                 rng.shuffle(story.facts)
@@ -1704,40 +1727,41 @@ def try_to(go_on, story, quantity, tries=6):
 
 def tell_aside(story, kind, place):
     """Tell what nobody needs: a quantity ("unneeded"), or a sentence without a number ("setting")."""
-    fact = story.pick(story.facts) if kind == "unneeded" else story.facts[0]
+    quantity = (story.pick(story.facts) if kind == "unneeded" else story.facts[0]).fields.quantity
     story.mixed |= kind == "unneeded"
-    story.tell(kind, TELL[kind], Fields(story, fact.fields.quantity), place)
+    who = quantity.S if quantity.S in story.people else None
+    story.tell(kind, TELL[kind], Fields(story, quantity, S=who), place)
 
 
 def write_question(story, narrator, tense):
     """The problem's last sentence, which asks for what the last step finds."""
     wordings, fields = story.steps[-1].wordings, story.steps[-1].fields
     wording = next(one for one in story.in_random_order(wordings) if available(one, fields))
-    now = "present" if re.search(r"\bnow\b", wording) else story.now
-    return capital(fill(wording, fields, tense or story.tense, tense or now, narrator))
+    return story.ask(wording, fields, narrator, tense)
 
 
 def decapital(text, story):
     """A sentence as the rest of a longer one: "He eats" -> "he eats", but "Tom eats"."""
     names = {one.name.split("'")[0].split(" ")[0] for one in story.people}
-    return text if re.match(r"\w*", text)[0] in names else lower(text)
+    return text if re.match(r"\w*", text)[0] in names else uncapital(text)
 
 
 def write_text(story):
     """The text of a problem, its facts and its question; and the question alone."""
     rng, narrator, sentences, goes_on = story.rng, Narrator(story.rng, story.mixed), [], False
     for k, fact in enumerate(story.facts):
-        wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ("unneeded", "setting")
-        if k == 0:
+        wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ASIDES
+        if all(earlier.kind in ASIDES for earlier in story.facts[:k]):
             wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording).replace("{S} also", "{S}")
         opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
-        joined = goes_on and opening and not aside and subject is narrator.subject and rng.random() < 0.35
+        fit = goes_on and opening and subject is narrator.subject and fact.kind not in (*ASIDES, "had money")
+        joined = fit and rng.random() < 0.35
         wording = wording.removeprefix("{S} ") if joined else wording
         text = fill(wording, fact.fields, story.tense, story.now, narrator)
         text = re.sub(r"(?<=\. )[a-z]", lambda m: m[0].upper(), text)
         narrator.end(subject)
         if joined:
-            sentences[-1] = sentences[-1][:-1] + rng.choice((" and ", " and ", " and then ")) + text
+            sentences[-1] = f"{sentences[-1][:-1]} and {text}"
         else:
             sentences.append(capital(text))
         goes_on = opening and not joined and not aside and wording.count(".") == 1
@@ -1748,7 +1772,7 @@ def write_text(story):
         question = write_question(story, narrator, would)
         if re.match(r"(How|What|With|For|By) .*\?", question):
             sentences[-1] = f"If {decapital(last[:-1], story)},"
-            return " ".join([*sentences, decapital(question, story)]), question
+            return " ".join([*sentences, uncapital(question)]), question
     else:
         question = write_question(story, narrator, None)
     return " ".join([*sentences, question]), question
@@ -1759,8 +1783,12 @@ def write_solution(step):
 
     It has no more words because students learn from its tokens, and have minutes (tests/RESULTS.md).
     """
-    result = re.sub(r"(\.\d)0$", r"\1", TEACHER.number(step.value))  # not 7.50 but 7.5, as the calculator
-    return f"<<{step.equation}={result}>>{result}"
+    return f"<<{step.equation}={result_of(step)}>>{result_of(step)}"
+
+
+def result_of(step):
+    """A step's value as the calculator writes it: not 7.50 but 7.5."""
+    return re.sub(r"(\.\d)0$", r"\1", SPEAKER.number(step.value))
 
 
 def write_problem(story):
@@ -1773,7 +1801,7 @@ def write_problem(story):
     steps = [{"question": step.question, "solution": write_solution(step)} for step in story.steps]
     if question not in [step["question"] for step in steps]:
         steps[-1]["question"] = question
-    return {"problem": text, "steps": steps, "answer": TEACHER.number(story.steps[-1].value),
+    return {"problem": text, "steps": steps, "answer": result_of(story.steps[-1]),
             "source": "templates", "kinds": [fact.kind for fact in story.facts]}
 
 
