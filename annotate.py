@@ -381,14 +381,14 @@ def tidy(text):
 # [have] is a verb in the story's tense: of {S}; [-have] of one, [+have] of many; [!have] in the tense of now.
 # [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see FIELDS.
 TELL = {form: read_wordings(text) for form, text in {  # how a story tells its first quantity, by its form
-    "own": """{S} ([have]|[own]) {a T} {tail}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
+    "own": """{S} ([have]|[own]) {a T}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
         {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
         a collection of) {a T}.""",
     "act": """{S} [V] {a T} {tail}. | {Tail}, {S} [V] {a T}. | {Tail} {S} [V] {a T}. | {S} ([manage] to
         {V}|[be] able to {V}) {a T} {tail}.""",
     "there": """There [+be] {a T} {tail}. | {Tail} there [+be] {a T}. | {a T} [+be] {tail}. | Someone [-count]
         {a T} {tail}. | {Tail}, {a T} [+can] be seen.""",
-    "money": """{S} [have] {a T} {tail}. | {S} [have] ({a T} in {his} pocket|saved {a T}). | There [-be] {a T}
+    "money": """{S} [have] {a T}. | {S} [have] ({a T} in {his} pocket|saved {a T}). | There [-be] {a T}
         in {S:'s} purse. | {S} [start] with {a T}. | {S} [carry] {a T} with {him}. | In {S:'s} wallet there
         [-be] {a T}.""",
     "spent": """{S} [spend] {a T} on {item}. | {S} [buy] {item} for {a T}. | {S} [pay] {a T} for {item}. | For
@@ -414,23 +414,23 @@ TELL = {form: read_wordings(text) for form, text in {  # how a story tells its f
 # last sub-question is the problem's own. "left money" is "left" for money, "left there" for a quantity of the
 # form "there"; a step that asks for "same" asks as for any quantity of its form.
 QUESTIONS = {name: read_wordings(text) for name, text in {
-    "have": """How many {T} [DO] {S} have {tail}? | What number of {T} [DO] {S} have {tail}? | What [-be] the
-        number of {T} that {S} [have] {tail}? | How many {T} [+belong] to {S:him} {tail}? | Find how many {T}
-        {S} [have] {tail}.""",
-    "money": """How much money [DO] {S} have {tail}? | How many dollars [DO] {S} have {tail}? | Find how much
-        money {S} [have] {tail}.""",
+    "have": """How many {T} [DO] {S} have? | What number of {T} [DO] {S} have? | What [-be] the
+        number of {T} that {S} [have]? | How many {T} [+belong] to {S:him}? | Find how many {T}
+        {S} [have].""",
+    "money": """How much money [DO] {S} have? | How many dollars [DO] {S} have? | Find how much
+        money {S} [have].""",
     "act": """How many {T} [DO] {S} {V} {tail}? | {Tail}, how many {T} [DO] {S} {V}? | What number of {T} [DO]
         {S} {V} {tail}? | Find how many {T} {S} [V] {tail}. | Can you tell how many {T} {S} [V] {tail}?""",
     "there": """How many {T} [+be] (there|) {tail}? | What number of {T} [+be] there {tail}? | {Tail}, how
         many {T} [+be] there? | Find how many {T} there [+be] {tail}.""",
     "price": """How much [DO] {S} cost? | What [-be] the price of {S:him}? | What [DO] {S} cost? | How many
         dollars [DO] {S} cost? | Find the price of {S:him}.""",
-    "be": """How (|many {T}) {adj} [be] {S} {tail}? | What [-be] the {side} of {S:him} {tail}? | In {T}, how
-        {adj} [be] {S} {tail}? | Find the {side} of {S:him} {tail}. | What [-be] {S:'s} {side} {tail}?""",
-    "age": """How old [be] {S} {tail}? | What [-be] {S:'s} age {tail}? | How many years old [be] {S} {tail}? |
-        Can you tell how old {S} [be] {tail}?""",
-    "weigh": """How much [DO] {S} weigh {tail}? | What [-be] {S:'s} weight {tail}? | How many {T} [DO] {S}
-        weigh {tail}? | How heavy [be] {S} {tail}?""",
+    "be": """How (|many {T}) {adj} [be] {S}? | What [-be] the {side} of {S:him}? | In {T}, how
+        {adj} [be] {S}? | Find the {side} of {S:him}. | What [-be] {S:'s} {side}?""",
+    "age": """How old [be] {S}? | What [-be] {S:'s} age? | How many years old [be] {S}? |
+        Can you tell how old {S} [be]?""",
+    "weigh": """How much [DO] {S} weigh? | What [-be] {S:'s} weight? | How many {T} [DO] {S}
+        weigh? | How heavy [be] {S}?""",
     "left": """How many {T} [!DO] {S} have (left|now)? | How many {T} [!+be] left? | How many {T} [!DO] {S}
         still have? | How many {T} [DO] {S} have in the end? | How many {T} [!+remain]? | How many {T} [DO]
         {S} have after that? | With how many {T} [DO] {S} end up?""",
@@ -1027,10 +1027,11 @@ def available(wording, fields):
     """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
     things only "are {tail}".
     """
-    names = {match[3] for match in FIELD.finditer(wording)} - {"", "him", "his"}
-    names |= {verb for _, verb in VERB.findall(wording) if verb.isupper()} - {"DO"}
-    names |= {"Tail"} if re.search(r"be\] \{tail\}", wording) else set()
-    return not any(fields[name] is None or fields[name] == "" and name[0].isupper() for name in names)
+    names = [match[3] for match in FIELD.finditer(wording)]  # a list: in their order fields are drawn
+    names += [verb for _, verb in VERB.findall(wording) if verb.isupper()]
+    names += ["Tail"] if re.search(r"be\] \{tail\}", wording) else []
+    return not any(fields[name] is None or fields[name] == "" and name[0].isupper() for name in names
+                   if name not in ("", "him", "his", "DO"))
 
 
 # ---- the template teacher: a story and its world -----------------------------------------------------------

@@ -1,5 +1,8 @@
 """The template teacher: every problem against a world that is simulated here; grammar by rule; variety."""
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -389,7 +392,12 @@ def rows_of(split="train", n=300, **changes):
     return teacher.draw_split(split, args, set(), SimpleNamespace(update=lambda: None))
 
 
-def test_the_same_seed_gives_the_same_rows():
+def test_the_same_seed_gives_the_same_rows(tmp_path):
+    for hash_seed in "1", "2":  # in another process, whose sets have another order
+        command = [sys.executable, teacher.__file__, "--train", "300", "--valid", "1", "--test", "1", "--out", hash_seed]
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "1/train.jsonl").read_bytes() == (tmp_path / "2/train.jsonl").read_bytes()
     assert rows_of() == rows_of() and rows_of(n=50) == rows_of()[:50]
     assert rows_of()[0]["problem"] != rows_of(seed=1)[0]["problem"] != rows_of("test")[0]["problem"]
 
