@@ -50,6 +50,14 @@ from infer import Sampling, load_student, socratic, solve
 SPLITS = "train", "valid", "test"
 
 
+# ---- the template teacher ----------------------------------------------------------------------------------
+# How a problem is made. An opening draws a quantity: Tom has 5 apples. An entry of KINDS that takes such a
+# quantity tells what happens to it, "Tom buys 3 more", with an equation, 5 + 3, and a sub-question, "How many
+# does Tom have now?", and gives another quantity, from which the next entry goes on. When a story has all its
+# steps, its facts become sentences with pronouns. The words and wordings come first; to see how they are
+# used, begin at "a story and its world".
+
+
 # ---- the template teacher's language: forms of words -------------------------------------------------------
 
 def word_list(text):
@@ -554,7 +562,7 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
 class Kind(NamedTuple):
     """What may happen to a quantity, or be told about it."""
     name: str
-    takes: str    # the forms of quantity that it goes on from; "own?": one that is not told itself
+    takes: list   # the forms of quantity that it goes on from; "own?": one that is not told itself
     gives: str    # what comes of it: see RESULTS; or "other", "joint", "difference", "part": see go_on
     weight: int   # how often it is drawn
     steps: list   # of (equation, how it is asked for: see QUESTIONS)
@@ -562,9 +570,9 @@ class Kind(NamedTuple):
 
 
 def kind(name, takes, gives, weight, steps, say):
-    """A Kind from texts; steps: "equation: question; equation: question"."""
+    """A Kind from texts; takes: "form form"; steps: "equation: question; equation: question"."""
     steps = [step.split(": ") for step in steps.split("; ")]
-    return Kind(name, takes, gives, weight, steps, read_wordings(say))
+    return Kind(name, takes.split(), gives, weight, steps, read_wordings(say))
 
 
 # In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found.
@@ -1049,12 +1057,12 @@ def require(condition):
 @dataclass(frozen=True)
 class Quantity:
     """What a story is about at some point: of whom, what, when or where, and how much."""
-    form: str
-    S: Entity = None
-    V: str = "have"
-    T: Thing = None
-    tail: str = ""
-    value: Fraction = None
+    form: str               # which KINDS take it
+    S: Entity = None        # whose it is, or who does it; None: things that are there
+    V: str = "have"         # the verb
+    T: Thing = None         # what is counted
+    tail: str = ""          # when or where
+    value: Fraction = None  # None: not told yet
     others: dict = field(default_factory=dict)  # what it may be compared with: {"tail": ["on Tuesday"]}
     words: dict = field(default_factory=dict)   # more fields of its wordings
     also: tuple = ()                            # more forms that it has
@@ -1547,7 +1555,7 @@ def go_on(story, quantity):
     kind = draw_kind(story, quantity)
     if quantity.value is None:
         quantity = replace(quantity, value=story.first_value(quantity.form))
-        if not kind.takes.endswith("?"):
+        if not kind.takes[0].endswith("?"):
             story.tell_quantity(quantity)
     compared, story.compared = story.compared, None
     if kind.gives == "other":
@@ -1568,10 +1576,10 @@ def draw_kind(story, quantity):
     """One of the KINDS that take such a quantity, with as many steps as the story has left, or with fewer."""
     forms = {quantity.form, *quantity.also}
     forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
-    fit, weights = [], []
+    fit, weights, left = [], [], story.steps_left
     for kind in KINDS:
-        more = story.steps_left - len(kind.steps)
-        if (more == 0 if kind.gives in LAST else more >= 0) and forms & set(kind.takes.split()):
+        more = left - len(kind.steps)
+        if (more == 0 if kind.gives in LAST else more >= 0) and not forms.isdisjoint(kind.takes):
             fit.append(kind)
             rare = story.level < 3 and kind.name.endswith("backwards")
             weights.append(kind.weight / 4 if rare else kind.weight)
