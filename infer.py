@@ -330,7 +330,7 @@ class Dialogue:
         """Why the line must be broken off, in words; None if it may go on."""
         block_size = self.row.student.model.config.block_size
         if self.row.length + len(self.row.pending) > block_size:
-            return f"has room for no more than {block_size} tokens"
+            return f"can read no more than {block_size} tokens, the text is too long"
         if len(self.tokens) == MAX_LINE:
             return f"wrote more than {MAX_LINE} tokens on a line"
         if len(self.tokens) % 8 == 0 and repeats_itself(self.tokens):  # not each time: it takes long

@@ -93,7 +93,7 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
             ids += tokenizer.encode(part)
         while not stop:
             if len(ids) > block_size:
-                stop = f"has room for no more than {block_size} tokens"
+                stop = f"can read no more than {block_size} tokens, the text is too long"
             elif len(line) == infer.MAX_LINE:
                 stop = f"wrote more than {infer.MAX_LINE} tokens on a line"
             elif len(line) % 8 == 0 and says_again(line):
@@ -255,7 +255,7 @@ def test_a_full_block_and_a_problem_that_is_too_long_end_the_dialogue_and_no_oth
     long = {"problem": "Ann has 3. " * 60, "answer": "1", "steps": []}
     found = dict(solve([long, ANN, long, ANN], infer.socratic, scripted(rows=2)))
     assert [found[i]["answer"] for i in range(4)] == [None, "12", None, "12"]
-    assert found[0]["unfinished"] == "the decomposer has room for no more than 400 tokens"
+    assert found[0]["unfinished"] == "the decomposer can read no more than 400 tokens, the text is too long"
     for block_size, answer in ((len(RIGHT) - 1, None), (len(RIGHT), "12")):
         (_, record), = solve([ANN], infer.given, {"solver": student(Script(RIGHT, block_size=block_size))})
         assert record["answer"] == answer  # what follows the last position is written
@@ -572,7 +572,7 @@ def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(shown, m
 
 
 def test_prompt_reads_a_problem_a_line_and_leaves_at_the_end(typed):
-    too_long = "No answer: the decomposer has room for no more than 400 tokens"
+    too_long = "No answer: the decomposer can read no more than 400 tokens, the text is too long"
     found = typed(b"Ann has 3.\n\n  \n" + b"9" * 500 + b"\nAnn has 3.\n")
     assert found == [*TRANSCRIPT, too_long, *TRANSCRIPT]
     assert typed(b"\xff\xfe?\n")[-1] == "No answer: the decomposer repeated itself"
