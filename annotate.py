@@ -140,7 +140,7 @@ AUXILIARIES = {  # present of many and of one, past of many and of one; DO is th
 PAST = dict(row_list("""do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found make:made
 take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew split:split see:saw cut:cut
 say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:won catch:caught dig:dug
-build:built choose:chose lose:lost eat:ate break:broke throw:threw tear:tore lend:lent hide:hid read:read
+build:built choose:chose lose:lost eat:ate break:broke throw:threw lend:lent read:read
 run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept sing:sang ride:rode lay:laid feed:fed
 hang:hung teach:taught light:lit fly:flew come:came quit:quit meet:met"""))
 DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab step")
@@ -407,6 +407,8 @@ TELL = {form: read_wordings(text) for form, text in {  # how a story tells its f
         {S:'s} {side} [-be] {a T}. | {S} [be] exactly {a T} {adj}.""",
     "age": """{S} [be] {a T} old. | {S} [be] ({a} years of age|{a}). | {S:'s} age [-be] {a}. | At the moment,
         {S} [be] {a T} old. | {S} [be] now {a T} old.""",
+    "weigh": """{S} [weigh] {a T}. | ({S:'s} weight|The weight of {S:him}) [-be] {a T}. | The scale [-show]
+        {a T} for {S}. | {S} [weigh] exactly {a T}.""",
     "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {S} [have] {b things} too. | {S}
         [be] {age} years old. | {S} [live] at house number {y}. | {S} [have] {y} cousins. | It [-be] {y}
         degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
@@ -414,8 +416,6 @@ TELL = {form: read_wordings(text) for form, text in {  # how a story tells its f
         {while}. | {S} [DOING]. | {S} [DOING], and {crowd} [+watch]. | It [-be] a sunny day. | It [-be]
         raining, and {S} [be] at home. | Everybody [-know] {S:him}. | It [-be] the last week of the
         summer.""",
-    "weigh": """{S} [weigh] {a T}. | ({S:'s} weight|The weight of {S:him}) [-be] {a T}. | The scale [-show]
-        {a T} for {S}. | {S} [weigh] exactly {a T}.""",
 }.items()}
 
 # How a question asks. The first wording is that of a sub-question, without its {T} where that is clear; the
@@ -567,6 +567,7 @@ class Kind(NamedTuple):
     weight: int   # how often it is drawn
     steps: list   # of (equation, how it is asked for: see QUESTIONS)
     say: list     # wordings; ["@"]: another quantity, as TELL tells it; []: nothing
+    backwards: bool = False  # a comparison that is told of the quantity which is known
 
 
 def kind(name, takes, gives, weight, steps, say):
@@ -894,7 +895,7 @@ def backwards(kind):
     (equation, asks), = kind.steps
     letter, inverse = BACKWARDS[equation]
     say = [re.sub(rf"\{{{letter}\b", "{" + inverse[-1], wording) for wording in kind.say]
-    return kind._replace(name=f"{kind.name}, backwards", steps=[(inverse, asks)], say=say)
+    return kind._replace(name=f"{kind.name}, backwards", steps=[(inverse, asks)], say=say, backwards=True)
 
 
 KINDS += [backwards(kind) for kind in KINDS if kind.gives == "other" and kind.steps[0][0] in BACKWARDS]
@@ -1343,6 +1344,7 @@ class Story:
         raise DeadEnd
 
     def in_random_order(self, wordings):
+        """The wordings shuffled; with probability PLAIN the first one comes before them."""
         plain = wordings[:1] if self.chance(PLAIN) else []
         return plain + self.rng.sample(wordings, len(wordings))
 
@@ -1581,7 +1583,7 @@ def draw_kind(story, quantity):
         more = left - len(kind.steps)
         if (more == 0 if kind.gives in LAST else more >= 0) and not forms.isdisjoint(kind.takes):
             fit.append(kind)
-            rare = story.level < 3 and kind.name.endswith("backwards")
+            rare = story.level < 3 and kind.backwards
             weights.append(kind.weight / 4 if rare else kind.weight)
     require(fit)
     return story.rng.choices(fit, weights)[0]
@@ -1622,7 +1624,7 @@ def reference(story, quantity, way):
 def relate(story, kind, quantity):
     """Ann has 3 more apples than Tom; or backwards: Tom has 3 more than Ann, and Ann's are asked for."""
     other, way = other_quantity(story, quantity)
-    told, ref = (quantity, other) if kind.name.endswith("backwards") else (other, quantity)
+    told, ref = (quantity, other) if kind.backwards else (other, quantity)
     (equation, asks), = kind.steps
     fields = Fields(story, told, **{"a": quantity.value} | reference(story, ref, way))
     letter = equation[-1]
@@ -1711,7 +1713,7 @@ def draw_story(rng, level, n_steps, words, wordings="all"):
             weights = [weights[n_steps > 1] for weights in OPENINGS.values()]
             quantity = rng.choices(list(OPENINGS), weights)[0](story)
             while story.steps_left:
-                quantity = try_to(go_on, story, quantity)
+                quantity = try_to_go_on(story, quantity)
             if level > 1 and not story.ordered and {fact.kind for fact in story.facts} <= TIMELESS:
                 rng.shuffle(story.facts)
             for _ in range(rng.choices((0, 1, 2), UNNEEDED)[0]):
@@ -1723,8 +1725,8 @@ def draw_story(rng, level, n_steps, words, wordings="all"):
             pass
 
 
-def try_to(go_on, story, quantity, tries=6):
-    """go_on(story, quantity), again where that is a dead end; the story is then as it was. Raises DeadEnd."""
+def try_to_go_on(story, quantity, tries=6):
+    """As go_on, again where that is a dead end; the story is then as it was. Raises DeadEnd."""
     for _ in range(tries):
         before = {name: list(one) if isinstance(one, list) else one for name, one in vars(story).items()}
         try:
