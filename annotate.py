@@ -6,8 +6,8 @@
     python annotate.py self problems.jsonl                  # trained students, on problems with known answers
     python annotate.py check annotations/train.jsonl annotations/valid.jsonl
 
-All write rows as data.py shows one, in a folder of train.jsonl, valid.jsonl and test.jsonl for train.py. What
-a model wrote is kept only if its equations compute and it ends at the problem's known answer.
+All but `check`, which reads, write rows as data.py shows one, for train.py. What a model wrote is kept only
+if its equations compute and it ends at the problem's known answer.
 """
 import argparse
 import csv
@@ -70,9 +70,9 @@ def row_list(text):
     return [word.split(":") for word in word_list(text)]
 
 
-def by_letter(**texts):
-    """Tables, one a keyword, as {letter: list of words}."""
-    return {letter: word_list(text) for letter, text in texts.items()}
+def by_sort(**texts):
+    """Tables, one a keyword, as {sort of thing: list of words}."""
+    return {sort: word_list(text) for sort, text in texts.items()}
 
 
 def capital(text):
@@ -114,7 +114,7 @@ class Thing:
     """What is counted: red apples, dollars, pages."""
     one: str
     many: str = ""
-    letter: str = ""  # of NOUNS
+    sort: str = ""  # see NOUNS
     adjective: str = ""
     content: "Thing" = None  # of a box: what is in it
 
@@ -187,9 +187,9 @@ roommate:she son:he daughter:she twin_brother:he little_sister:she older_brother
 SHARERS = word_list("""friend child student cousin neighbour classmate sister brother grandchild player person
 teammate guest visitor""")
 
-# Things have letters: f food, g what grows and is picked, t toys and collections, s school and paper,
+# Sorts of things: f food, g what grows and is picked, t toys and collections, s school and paper,
 # c clothes and things made by hand, h household and tools, a animals.
-NOUNS = by_letter(
+NOUNS = by_sort(
     f="""cookie cupcake sandwich muffin egg pancake donut biscuit cracker pretzel pie cake candy
 bar_of_chocolate piece_of_candy slice_of_pizza slice_of_bread bottle_of_juice can_of_soup glass_of_milk
 cup_of_tea jar_of_jam bag_of_chips chocolate hot_dog burger waffle sausage taco meatball dumpling lollipop
@@ -228,14 +228,14 @@ ADJECTIVES = row_list("""red:blue:green:yellow big:small old:new white:black lon
 fresh:dried large:small round:square plain:striped brown:gray pink:purple heavy:light cheap:expensive
 broken:whole ripe:unripe sweet:sour gold:silver clean:dirty shiny:dull thick:thin full:empty
 orange:white:black tall:short dark:light used:new""")
-FITTING = by_letter(  # the adjectives of a thing
+FITTING = by_sort(  # the adjectives of a thing
     f="fresh dried big large small sweet sour plain round square",
     a="white brown black big small old gray large new",
     g="red green yellow blue ripe unripe fresh dried big small large sweet sour white black",
     other="""red blue green yellow big small old new white black long short wooden plastic large round square
 plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty shiny
 dull thick thin orange dark used""")
-CONTAINERS = by_letter(
+CONTAINERS = by_sort(
     f="box bag plate jar tray basket packet tin bowl", g="basket crate bag box sack bowl bucket carton",
     t="box bag jar pack drawer tin pile bin", s="box pack drawer folder stack carton bag",
     c="box bag pile drawer crate suitcase rack", h="box crate pack carton drawer stack",
@@ -318,6 +318,13 @@ on_Thursday:on_Friday:on_Saturday before_lunch:after_lunch in_spring:in_summer:i
 in_the_first_half:in_the_second_half in_March:in_April at_school:at_home
 in_the_first_week:in_the_second_week:in_the_third_week in_January:in_February
 in_the_first_hour:in_the_second_hour in_the_first_game:in_the_second_game""")
+# of two times together, by the first
+BOTH_TIMES = {first: both for both, *firsts in row_list("""
+on_both_days:on_Monday:yesterday:on_Saturday:on_Thursday that_day:in_the_morning:before_lunch
+over_the_two_days:on_the_first_day in_both_months:in_May:last_month:in_March:in_January
+in_both_weeks:last_week:in_the_first_week in_both_years:last_year in_both_hours:in_the_first_hour
+in_both_games:in_the_first_game in_the_whole_game:in_the_first_half that_year:in_spring""")
+              for first in firsts}
 SPOTS = row_list("""in_the_basket:in_the_bowl on_the_table:on_the_floor in_the_kitchen:in_the_cellar
 in_the_red_box:in_the_blue_box in_the_front_yard:in_the_back_yard on_the_left:on_the_right upstairs:downstairs
 in_the_bag:in_the_box in_the_first_room:in_the_second_room at_home:at_school
@@ -350,6 +357,7 @@ WHOLES = [[Thing(one) for one in row] for row in row_list("""boy:girl:child man:
 adult:child:person cat:dog:pet rose:tulip:flower apple:pear:fruit novel:comic:book dime:nickel:coin
 car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable student:teacher:person pine:oak:tree
 chair:stool:seat goldfish:guppy:fish violin:guitar:instrument""")]
+PEOPLE_WHOLES = 3  # the first so many of WHOLES are people: they come and go
 CROWDS = word_list("""in_the_class on_the_bus in_the_park at_the_party in_the_choir in_the_club at_the_camp
 in_the_hall on_the_train in_the_theater at_the_pool in_the_museum""")
 NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten eleven twelve")
@@ -470,6 +478,9 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "at first there": """How many {T} [+be] (there at first {tail}|{tail} at first|there {tail} before|{tail}
         in the beginning)?""",
     "before the last": "How many {T} [DO] {S} have then? | How many {T} [DO] {S} have in between?",
+    "before the last there": "How many {T} [+be] there {tail} then?",
+    "before the last money": "How much money [DO] {S} have then?",
+    "shared": "How many {T} [DO] {S} share?",
     "gave": "How many {T} [DO] {S} give away?",
     "content": "How many {content} [DO] {S} have? | How many {content} [DO] {S} have (in all|altogether)?",
     "in years": """How old will {S} be in {y T}? | In {y T}, how old will {S} be? | What will {S:'s} age be in
@@ -492,23 +503,36 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {ref:him}? | What [-be] the difference in {side} between {S:him} and {ref:him}? | By how much [be] {S}
         {more} than {ref:him}?""",
     "total": """How many {T} [DO] {S} {V} {tail}? | What [-be] the total number of {T} that {S} [V]? | How
-        many {T} [DO] {S} {V} (altogether|in all|in total)? | Altogether, how many {T} [DO] {S} {V}?""",
-    "total money": "How much money [DO] {S} {V} {tail}? | How many dollars [DO] {S} {V} {tail}?",
+        many {T} [DO] {S} {V} (altogether|in all|in total|{both_times})? | (Altogether|In total), how many {T}
+        [DO] {S} {V}? | How many {T} [+DO] {both} of them {V} (|together|in all)?""",
+    "total money": """How much money [DO] {S} {V} {tail}? | How many dollars [DO] {S} {V} {tail}? | How much
+        money [DO] {S} {V} (altogether|in all|in total|{both_times})? | How much money [+DO] {both} of them
+        {V} (together|)?""",
     "total price": """How much [DO] {S} cost together? | What [DO] {S} cost (in all|together)? | How much
         [+DO] both cost?""",
+    "total age": "How old [be] {S} together? | What [-be] the (sum|total) of their ages?",
+    "total weigh": "How (much|many {T}) [DO] {S} weigh (together|in all|altogether)?",
     "total there": """How many {T} [+be] there {tail} in all? | How many {T} [+be] there (in total
-        {tail}|altogether {tail})? | What [-be] the total number of {T} {tail}? | In all, how many {T} [+be]
-        there {tail}?""",
+        {tail}|altogether {tail}|{both_times})? | How many {T} [+be] {both_times}? | What [-be] the total
+        number of {T} {tail}? | In all, how many {T} [+be] there {tail}?""",
     "each": """How many {T} [+be] there {at} (each|every|one) {group}? | How many {T} [+go] {at} each {group}?
         | What number of {T} [+be] {at} each {group}?""",
     "boxes": """How many {groups} [DO] {S} (fill|need)? | How many {groups} [+be] needed? | How many {groups}
         [+will] there be? | How many {groups} [can] {S} fill?""",
     "groups": """How many {groups} [+be] there (|in all)? | What [-be] the number of {groups}? | How many
         {groups} ([+will] there be|[-DO] that make)? | Find how many {groups} there [+be].""",
-    "share": """How many {T} [DO] each {friend} get? | How many {T} [-will] each {friend} get? | How many {T}
-        [+go] to each {friend}? | What number of {T} [DO] each {friend} get?""",
-    "share money": """How much money [DO] each {friend} get? | How many dollars [DO] each {friend} get? | How
-        much [-will] each {friend} get?""",
+    "groups for": """How many {groups} [+be] needed for {t T}? | How many {groups} [+DO] {t T} (fill|need)? |
+        For {t T}, how many {groups} [+be] needed?""",
+    "share": """How many {T} [-DO] each {friend} get? | How many {T} [-will] each {friend} get? | How many {T}
+        [+go] to each {friend}? | What number of {T} [-DO] each {friend} get?""",
+    "share money": """How much money [-DO] each {friend} get? | How many dollars [-DO] each {friend} get? |
+        How much [-will] each {friend} get?""",
+    "each pays": """How much (money|) [-DO] each {friend} pay? | How many dollars [-DO] each {friend} pay? |
+        How much [-DO] each {friend} have to pay? | How much [-be] that for each {friend}?""",
+    "form groups": """How many groups [+be] there? | How many groups [-be] that? | How many groups [+DO] the
+        {T} form?""",
+    "in a group": """How many {T} [+be] there in (each|one) group? | How many {T} [+be] in (each|every) group?
+        | What [-be] the number of {T} in each group?""",
     "weeks": """How many {units} [DO] {S} need for that? | How many {units} [-will] it take {S:him}? | For how
         many {units} [DO] {S} have to save?""",
     "lasts": """How many {units} [+DO] the {T} last? | For how many {units} [+DO] the {T} last? | How long
@@ -545,6 +569,15 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         [-be] the number of {T} in {n groups}? | How many {T} [+DO] {n groups} hold?""",
     "cost of": """How much ([+DO]|would) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
         {n things}? | What ([+DO]|would) {n things} cost? | How much money [DO] {S} need for {n things}?""",
+    "cost of others": """How much ([+DO]|would) {w things} cost (|at the same price)? | At the same price, how
+        much [+DO] {w things} cost? | How much money [DO] {S} need for {w things}?""",
+    "in a day": "How many {T} [DO] {S} {V} in a day?",
+    "in a day money": "How much money [DO] {S} {V} in a day?",
+    "one alone": "How many {T} [-DO] one {friend} {V}?",
+    "one alone money": "How much money [-DO] one {friend} {V}?",
+    "all of them": """How many {T} [+DO] the {friends} {V} (together|in all|altogether|)? | What [-be] the
+        total number of {T} that the {friends} [+V]?""",
+    "all of them money": "How much money [+DO] the {friends} {V} (together|in all|altogether)?",
     "days": "How many days [-be] that?",
     "pieces": """How many pieces [+be] there? | How many pieces [+will] there be? | Into how many pieces [be]
         {S} cut?""",
@@ -577,9 +610,9 @@ def kind(name, takes, gives, weight, steps, say):
 
 
 # In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found.
-# Other numbers are drawn, as FIELDS says: b and c any, l less than a, g greater than a, d one that divides a,
-# n a few, m so many in each group, p a price, r a rate, k 3 to 10. A kind of your own is an entry here and,
-# if none of QUESTIONS fits, one there.
+# Other numbers are drawn, as FIELDS says: b and c any, l less than a, v less than x, g greater than a, d one
+# that divides a, z one that divides x, n a few, m so many in each group, p a price, r a rate, k 3 to 10. A
+# kind of your own is an entry here and, if none of QUESTIONS fits, one there.
 KINDS = [
     # something changes
     kind("gain", "own", "own", 76, "a + b: now", """
@@ -601,6 +634,35 @@ KINDS = [
         {S} [spend] {l T} on {item}. | {S} [buy] {item} for {l T}. | {S} [pay] {l T} for {item}. | For {item},
         {S} [pay] {l T}. | Then {S} [spend] {l T} on {item}. | {S} [use] {l T} to buy {item}. | {S} [give]
         {l T} to {O}."""),
+    kind("gains twice", "own", "own", 30, "a + b: before the last; x + c: now", """
+        {S} [GET] {b added T} and then another {c}. | {O} [-give] {S:him} {b more T} and {S} [GET] {c} more
+        {where}. | {S} [GET] {b added T} (in the morning and {c} in the afternoon|on Monday and {c} on
+        Tuesday). | First {S} [GET] {b added T}, then {c} more."""),
+    kind("loses twice", "own", "own", 44, "a - l: before the last; x - v: left", """
+        {S} [LOSE] {l of T} and then another {v}. | {S} [LOSE] {l of T} (in the morning and {v} in the
+        afternoon|before lunch and {v} after lunch|on Monday and {v} on Tuesday). | {S} [give] {l of T} to {O}
+        and [LOSE] {v} more. | First {S} [LOSE] {l of T}, then {v} more."""),
+    kind("loses and gains", "own", "own", 40, "a - l: before the last; x + b: now", """
+        {S} [LOSE] {l of T} and then [GET] {b added T}. | {S} [LOSE] {l of T} but [GET] {b added T} {where}. |
+        After {S} [LOSE] {l of T}, ({O} [-give] {S:him} {b more T}|{S} [GET] {b added T}). | {S} [give]
+        {l of T} to {O} and (|then) [GET] {b added T}."""),
+    kind("gains and loses", "own", "own", 40, "a + b: before the last; x - v: left", """
+        {S} [GET] {b added T} and then [LOSE] {v of T}. | {S} [GET] {b added T} but [LOSE] {v of T} {where}. |
+        After {S} [GET] {b added T}, {S} ([give] {v of T} to {O}|[LOSE] {v of T}). | {O} [-give] {S:him}
+        {b more T} and {S} [LOSE] {v of T}. | {S} [get] {b more T} from {O} and [LOSE] {v of T}."""),
+    kind("go twice", "there", "there", 20, "a - l: before the last; x - v: left", """
+        {l of T} [+GO], and then (another {v}|{v} more) [+GO]. | First {l of T} [+GO], then {v} more. | {l of
+        T} [+GO] and (later|{later}) {v} more [+GO]. | After {l of T} [+GO], another {v} [+GO]."""),
+    kind("go and come", "there", "there", 20, "a - l: before the last; x + b: now", """
+        {l of T} [+GO], and (|then|later|{later}) {b added T} [+COME]. | (After|When) {l of T} [+GO],
+        {b added T} [+COME]."""),
+    kind("come and go", "there", "there", 20, "a + b: before the last; x - v: left", """
+        {b added T} [+COME], and (|then|later|{later}) {v of T} [+GO]. | (After|When) {b added T} [+COME],
+        {v of T} [+GO]."""),
+    kind("spends twice", "money", "money", 40, "a - l: before the last; x - v: left", """
+        {S} [buy] {item} for {l T} and {item2} for {v T}. | {S} [spend] {l T} on {item} and {v T} on {item2}.
+        | {S} [pay] {l T} for {item} and {v T} for {item2}. | {Item} [-cost] {S:him} {l T} and {item2} {v T}.
+        | {S} [buy] {item} and {item2}. {Item} [-cost] {l T} and {item2} [-cost] {v T}."""),
     kind("gains some", "own", "end", 26, "g - a: got", """
         {S} [GET] some more {T} (|{where}). {Now_g}. | Then {S} [GET] a few more {T}. {Now_g}. | After {S}
         [GET] some more {T}, {S} [have] {g T}. | {S} [GET] some other {T}. {Now_g}."""),
@@ -635,6 +697,10 @@ KINDS = [
     kind("had before both", "own?", "end", 10, "a - l: before the last; x + b: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. Then {S} [GET] {l more T}. Now {S} [!have] {a T}. | {S}
         [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}."""),
+    kind("had before two losses", "own?", "end", 14, "b + c: before the last; x + y: at first", """
+        {S} [have] some {T}. {S} [LOSE] {y of T} and then {b} more. {Now_c}. | {S} [have] some {T}. {S} [give]
+        {y} of them to {O} and [LOSE] {b} more. {Now_c}. | After {S} [LOSE] {y T} and then another {b}, {S}
+        [have] {c T} left."""),
     kind("loses half", "own", "own", 10, "a / h: left", """
         {S} [LOSE] half of the {T}. | Then {S} [LOSE] half of {them}. | {S} [give] half of {them} to {O}. |
         {Where}, {S} [LOSE] half of {them}."""),
@@ -668,6 +734,10 @@ KINDS = [
     kind("wants to do", "act", "end", 8, "g - a: need", """
         {S} [want] to {V} {g T} in all. | {S} [have] to {V} {g T}. | {S:'s} goal [-be] to {V} {g T}. | {S}
         [hope] to {V} {g T} altogether."""),
+    kind("does the rest", "act", "end", 16, "g - a: need; x / z: takes", """
+        {S} [want] to {V} {g T} in all. From then on, {S} [V] {z T} {per}. | {S} [have] to {V} {g T} and [V]
+        {z T} {per} from then on. | {S:'s} goal [-be] to {V} {g T}. From then on, {S} [V] {z T} each
+        {unit}."""),
     # two are compared: {S} is the one that is told about, {ref:him} the other
     kind("more", "own act money", "other", 44, "a + b: same", """
         {S} [V] {b more T} {tail} than {ref:him}. | {Tail}, {S} [V] {b more T} than {ref:him}. | Compared with
@@ -737,8 +807,8 @@ KINDS = [
         {S} [be] (|only) half as {adj} as {ref:him}. | The {side} of {S:him} [-be] half that of {ref:him}. |
         {S} [be] half as {adj} as {ref} [-be]."""),
     # two are put together or set apart; "@": the other one is told as TELL says; "": it was compared before
-    kind("together", "own act money there price", "joint", 60, "a + b: total", "@"),
-    kind("together again", "own act money there price", "joint", 90, "a + b: total", ""),
+    kind("together", "own act money there price age weigh", "joint", 60, "a + b: total", "@"),
+    kind("together again", "own act money there price age weigh", "joint", 90, "a + b: total", ""),
     kind("difference", "own act money there price be age weigh", "difference", 50, "a - b: diff", "@"),
     kind("difference, fewer", "own act", "difference", 12, "a - b: fewer", "@"),
     kind("other part", "own? act? there?", "part", 60, "g - a: same", """
@@ -769,6 +839,10 @@ KINDS = [
         There [+be] {m T} {at} (each|every|one) {group} {here}. | (Each|Every|One) {group}
         ([-have]|[-contain]|[-hold]) {m T}. | {At} (each|every) {group} there [+be] {m T}. | {m T} [+fit] {at}
         (one|each) {group}. | Someone [-put] {m T} {at} each {group}."""),
+    kind("groups for so many", "groups?", "end", 20, "t / m: groups for", """
+        There [+be] {m T} {at} (each|every|one) {group} {here}. | (Each|Every|One) {group}
+        ([-have]|[-hold]|[-contain]) {m T}. | {m T} [+fit] {at} (one|each) {group}. | Someone [-put] {m T}
+        {at} each {group}."""),
     kind("number of groups", "groups?", "end", 34, "t / m: groups", """
         There [+be] {t T} (in all|altogether|) {here}. (Each|Every|One) {group} ([-have]|[-hold]|[-contain])
         {m T}. | {At} each {group} there [+be] {m T}. (In all|Altogether), there [+be] {t T}. | There [+be]
@@ -795,6 +869,20 @@ KINDS = [
         {S} [share] {them} equally among {d friends}. | {S} [give] {them} to {d friends} in equal parts. | {S}
         [split] {them} evenly among {d friends}. | {S} [want] to share {them} equally among {d friends}. |
         {d friends} [+get] {them} in equal shares."""),
+    kind("shares the rest", "own", "end", 26, "a - l: shared; x / z: share", """
+        {S} ([keep] {l} of {them}|[LOSE] {l of T}) and [share] the rest equally among {z friends}. | {S}
+        [keep] {l} of {them} and [give] the rest to {z friends} in equal parts. | {S} ([keep] {l} of
+        {them}|[LOSE] {l of T}). {z friends} [+get] the rest in equal shares."""),
+    kind("packs the rest", "own", "end", 26, "a - l: left; x / z: boxes", """
+        {S} [LOSE] {l of T} and [put] the rest into {groups} of {z}. | {l} of {them} [+be] set aside. {S}
+        [pack] the (others|rest) into {groups} of {z}. | {S} [LOSE] {l of T} and [pack] the (others|rest), {z}
+        into each {group}."""),
+    kind("form groups", "there", "end", 20, "a / d: form groups", """
+        (The {T}|They) [+form] groups of {d}. | (The {T}|They) [+be] (split|put) into groups of {d}. | In each
+        group there [+be] {d T}."""),
+    kind("form equal groups", "there", "end", 20, "a / d: in a group", """
+        (The {T}|They) [+form] {d} equal groups. | The {T} [+be] (split|put) equally into {d} groups. | There
+        [+be] {d} groups, and each [-have] the same number of {T}."""),
     kind("packs by size", "own", "end", 50, "a / d: boxes", """
         {S} [pack] {them} in {groups} of {d}. | {S} [put] {d} of {them} into each {group}. | Each {group}
         [-can] hold {d T}. | {S} [put] {them} into {groups} with {d} in each. | {S} [want] to put {them} into
@@ -815,6 +903,10 @@ KINDS = [
         {S} [pay] {s money} for {n things} {where}. | {S} [BUY] {n things} for {s money} {where}. | {S}
         [spend] {s money} on {n things} {where}. | {n things} [+cost] {S:him} {s money} (in all|altogether|).
         | {S} [BUY] {n things} and [pay] {s money} for them. | For {n things}, {S} [pay] {s money}."""),
+    kind("price of others", "shop?", "end", 24, "s / n: one costs; x * w: cost of others", """
+        {S} [pay] {s money} for {n things} {where}. | {S} [BUY] {n things} for {s money} {where}. |
+        {n things} [+cost] {s money} {where}. | For {n things}, {S} [pay] {s money}. | The price of {n things}
+        [-be] {s money} {where}."""),
     kind("number bought", "shop?", "end", 30, "s / p: bought", """
         {S} [spend] {s money} on {things} {where}. Each {thing} [-cost] {p money}. | (One|Each) {thing}
         [-cost] {p money}. {S} [buy] {things} for {s money} {where}. | {S} [spend] a total of {s money} on
@@ -833,6 +925,10 @@ KINDS = [
     kind("buys more at a price", "spent", "spent", 40, "n * p: pay; a + x: spend in all", """
         {S} (also|then) [buy] {n things} for {p T} each. | {S} [buy] {n things}. (Each|One) {thing} [-cost]
         {p T}. | {S} (also|) [buy] {n things} at {p T} each."""),
+    kind("splits the cost", "spent", "end", 30, "a / d: each pays", """
+        {d friends} [+share] the cost (equally|evenly). | The cost [-be] (split|shared) equally among
+        {d friends}. | {d friends} [+split] the cost evenly. | {d friends} [+pay] for it together, each the
+        same."""),
     kind("had money", "spent", "money", 50, "g - a: left", """
         {S} [have] {g T} (at first|before that|in the beginning). | {S} [come] to the shop with {g T}. | {S}
         [start] with {g T}. | There [-be] {g T} in {S:'s} (purse|wallet) (at first|before that)."""),
@@ -862,6 +958,13 @@ KINDS = [
     kind("for so many weeks", "rate?", "act", 10, "w * 7: days; r * x: total", """
         {S} [V] {r T} (each|every|a) day for {w weeks}. | For {w weeks}, {S} [V] {r T} (each|every|a)
         day."""),
+    kind("hours a day", "rate?", "act", 16, "r * w: in a day; x * n: total", """
+        {S} [V] {r T} {per} for {hours} (a|each|every) day. {S} [do] this for {n days}. | {S} [V] {r T} {per},
+        {hours} a day, for {n days}. | For {n days}, {S} [V] {r T} {per} for {hours} (a|each) day."""),
+    kind("several do it", "rate?", "end", 24, "r * w: one alone; x * n: all of them", """
+        (Each of the|Each of) {n friends} [-V] {r T} {per} for {w units}. | For {w units}, {n friends} [+V] {r
+        T} {per} each. | There [+be] {n friends}. Each {friend} [-V] {r T} {per} for {w units}. | {n friends}
+        each [+V] {r T} {per} for {w units}."""),
     # ages, lengths, weights
     kind("in years", "age", "end", 60, "a + y: in years", ""),
     kind("years ago", "age", "end", 40, "a - l: years ago", ""),
@@ -1034,7 +1137,7 @@ def fill(wording, fields, tense, now, speaker):
 
 def available(wording, fields):
     """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
-    things only "are {tail}".
+    things only "are {tail}". Fields that nothing has used so far are drawn here.
     """
     names = [match[3] for match in FIELD.finditer(wording)]  # a list: in their order fields are drawn
     names += [verb for _, verb in VERB.findall(wording) if verb.isupper()]
@@ -1065,7 +1168,7 @@ class Quantity:
     tail: str = ""          # when or where
     value: Fraction = None  # None: not told yet
     others: dict = field(default_factory=dict)  # what it may be compared with: {"tail": ["on Tuesday"]}
-    words: dict = field(default_factory=dict)   # more fields of its wordings
+    extra: dict = field(default_factory=dict)   # more fields of its wordings
     also: tuple = ()                            # more forms that it has
 
 
@@ -1088,9 +1191,9 @@ class Step(NamedTuple):
 class Fields(dict):
     """What stands for the names in wordings and equations: of a quantity, drawn as FIELDS says, or None."""
 
-    def __init__(self, story, quantity, **more):
+    def __init__(self, story, quantity, **given):
         super().__init__({"S": quantity.S, "V": quantity.V, "T": quantity.T, "tail": quantity.tail,
-                          "a": quantity.value} | quantity.words | more)
+                          "a": quantity.value} | quantity.extra | given)
         self.story, self.quantity = story, quantity
 
     def __missing__(self, name):
@@ -1116,6 +1219,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "k": lambda story, f: story.pick((3, 4, 5, 6, 7, 8, 10)),
     "n": lambda story, f: story.few(),
     "w": lambda story, f: story.few(2, 8),
+    "v": lambda story, f: story.less_than(f["x"]),
     "y": lambda story, f: story.rng.randint(2, 20),
     "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
     "r": lambda story, f: story.amount(2, 2000),
@@ -1128,7 +1232,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "GET": lambda story, f: story.verb(GAINS, f["T"], f["S"]),
     "LOSE": lambda story, f: story.verb(LOSSES, f["T"], f["S"]),
     "BUY": lambda story, f: story.pick(("buy", "buy", "order", "get")),
-    "USE": lambda story, f: "use" if f["T"].letter and f["T"].letter in "fghs" else None,
+    "USE": lambda story, f: "use" if f["T"].sort and f["T"].sort in "fghs" else None,
     "DOING": lambda story, f: story.pick(DOINGS),
     "O": lambda story, f: story.other(f["S"]),
     "friends": lambda story, f: Thing(story.pick(SHARERS)),
@@ -1136,6 +1240,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "things": lambda story, f: story.thing(),
     "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
     "money": lambda story, f: DOLLARS,
+    "days": lambda story, f: Thing("day"),
     "weeks": lambda story, f: Thing("week"),
     "age": lambda story, f: story.rng.randint(6, 60),
     # texts
@@ -1149,8 +1254,10 @@ FIELDS = {  # drawn where a wording or an equation has them
     "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
     "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
     "them": lambda story, f: "the money" if f["T"].money else "the {T}" if story.mixed else story.pick(THEM),
-    "box": lambda story, f: story.pick(CONTAINERS[f["T"].letter]) if f["T"].letter else None,
+    "box": lambda story, f: story.pick(CONTAINERS[f["T"].sort]) if f["T"].sort else None,
     "item": lambda story, f: article(story.thing("ftsch").one),
+    "item2": lambda story, f: article(story.thing("ftsch").one),
+    "hours": lambda story, f: f"{f['w']} hours" if f["unit"] == "hour" else None,
     "at": lambda story, f: "in",
     "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
     "here": lambda story, f: story.pick(HERE),
@@ -1170,7 +1277,7 @@ FIELDS = {  # drawn where a wording or an equation has them
     "crowd": lambda story, f: story.pick(CROWDS_AT_WORK),
 }
 LISTED = {word.lower() for listed in (BOYS, GIRLS, SURNAMES, *NOUNS.values(), word_list(
-    "she her his him they them the and one who how what")) for word in listed}
+    "she her his him they them the and one none who how what")) for word in listed}
 
 
 def make_up_word(rng, training, listed):
@@ -1213,17 +1320,17 @@ class Words:
         listed = lambda: self.rng.choice(BOYS if sex == "he" else GIRLS)
         return self.new(made_up if self.made_up_names else listed)
 
-    def thing(self, letters):
-        nouns = NOUNS[letter := self.rng.choice(letters)]
+    def thing(self, sorts):
+        nouns = NOUNS[sort := self.rng.choice(sorts)]
         made_up, listed = lambda: make_up_word(self.rng, self.training, nouns), lambda: self.rng.choice(nouns)
-        return Thing(self.new(made_up if self.made_up_nouns else listed), letter=letter)
+        return Thing(self.new(made_up if self.made_up_nouns else listed), sort=sort)
 
 
 class Story:
     """A problem in the making: what it tells (facts), and what is found step by step (steps).
 
-    level: 1; 2: facts are told in any order; 3: also more comparisons backwards. wordings: "all"; "train" and
-    "test", without and with those that are held out.
+    level: 1; 2: facts are told in any order; 3: also more comparisons backwards. wordings: "all"; "train":
+    all but those held out; "test": these alone.
     """
 
     def __init__(self, rng, words, n_steps, level=1, wordings="all"):
@@ -1282,17 +1389,17 @@ class Story:
                 return new
         return self.person()
 
-    def thing(self, letters="fgtsch"):
-        return self.words.thing(letters)
+    def thing(self, sorts="fgtsch"):
+        return self.words.thing(sorts)
 
     def container(self, thing, boxes=None):
         """What a thing is kept in."""
-        boxes = boxes or CONTAINERS.get(thing.letter, BOXES)
+        boxes = boxes or CONTAINERS.get(thing.sort, BOXES)
         return Thing(self.pick([box for box in boxes if box not in thing.one and box not in self.words.used]))
 
     def verb(self, verbs, thing, who):
         """One of `verbs` (GAINS or LOSSES) that goes with a thing; for a shop or a school of FOR_PLACES."""
-        return self.pick([verb for verb, letters in verbs if thing.letter and thing.letter in letters
+        return self.pick([verb for verb, sorts in verbs if thing.sort and thing.sort in sorts
                           and (not who or who.sex != "it" or verb in FOR_PLACES)])
 
     # -- numbers
@@ -1402,8 +1509,8 @@ def first_of(name, options):
 
 def with_adjectives(story, thing):
     """A thing with two adjectives or more: red apples, green apples."""
-    require(thing.letter and not thing.adjective and not thing.content)
-    fit = FITTING.get(thing.letter, FITTING["other"])
+    require(thing.sort and not thing.adjective and not thing.content)
+    fit = FITTING.get(thing.sort, FITTING["other"])
     group = story.pick([group for group in ADJECTIVES if all(one in fit for one in group)])
     return [replace(thing, adjective=adjective) for adjective in story.rng.sample(group, len(group))]
 
@@ -1415,15 +1522,15 @@ def open_own(story):
     if draw < 0.15:
         return replace(quantity, **first_of("T", with_adjectives(story, thing)))
     if draw < 0.2:
-        return replace(quantity, **first_of("T", story.rng.sample(story.pick(WHOLES[3:])[:2], 2)))
+        return replace(quantity, **first_of("T", story.rng.sample(story.pick(WHOLES[PEOPLE_WHOLES:])[:2], 2)))
     if draw < 0.3:
         return replace(quantity, V=story.verb(GAINS, thing, quantity.S))
     if draw < 0.4:
         story.tense, verb = "past", story.verb(GAINS, thing, quantity.S)
         return replace(quantity, form="act", V=verb, **first_of("tail", story.pick(TIMES)))
-    if draw < 0.48 and story.steps_left > 1 and thing.letter != "a" and thing.one not in BOXES:
-        boxes = replace(story.container(thing, BOXES), letter="h", content=thing)
-        return replace(quantity, T=boxes, also=("boxes",), words={"content": thing})
+    if draw < 0.48 and story.steps_left > 1 and thing.sort != "a" and thing.one not in BOXES:
+        boxes = replace(story.container(thing, BOXES), sort="h", content=thing)
+        return replace(quantity, T=boxes, also=("boxes",), extra={"content": thing})
     return quantity
 
 
@@ -1441,15 +1548,15 @@ def open_there(story):
     draw = story.rng.random()
     if draw < 0.5:
         thing, where, comes, goes = story.pick(SCENES)
-        return Quantity("there", T=thing, tail=where, words={"COME": comes, "GO": goes})
+        return Quantity("there", T=thing, tail=where, extra={"COME": comes, "GO": goes})
     if draw < 0.75:
         thing, places = story.thing(), story.pick(SPOTS)
         several = first_of("tail", places)
         if story.chance(0.4):
             several = first_of("T", with_adjectives(story, thing)) | {"tail": places[0]}
-        return Quantity("there", **{"T": thing} | several, words={"COME": "be added", "GO": "be taken away"})
-    several = first_of("T", story.rng.sample(story.pick(WHOLES[:3])[:2], 2))
-    return Quantity("there", tail=story.pick(CROWDS), **several, words={"COME": "come", "GO": "leave"})
+        return Quantity("there", **{"T": thing} | several, extra={"COME": "be added", "GO": "be taken away"})
+    several = first_of("T", story.rng.sample(story.pick(WHOLES[:PEOPLE_WHOLES])[:2], 2))
+    return Quantity("there", tail=story.pick(CROWDS), **several, extra={"COME": "come", "GO": "leave"})
 
 
 def open_money(story):
@@ -1485,8 +1592,8 @@ def open_be(story):
     form = {"old": "age", "heavy": "weigh"}.get(adjective, "be")
     story.size = min(story.size, 40 if form == "age" else 200)
     story.tense = "present" if form == "age" else story.tense
-    words = {"adj": adjective, "more": more, "less": opposite[0] if opposite else less, "side": side}
-    return Quantity(form, who[0], "be", Thing(unit), others={"S": who[1:]}, words=words, also=also)
+    extra = {"adj": adjective, "more": more, "less": opposite[0] if opposite else less, "side": side}
+    return Quantity(form, who[0], "be", Thing(unit), others={"S": who[1:]}, extra=extra, also=also)
 
 
 def open_groups(story):
@@ -1497,15 +1604,15 @@ def open_groups(story):
         thing, group = Thing(item), Thing(group)
     else:
         group = story.container(thing)
-    words = {"groups": group, "at": at, "COME": "be added", "GO": "be taken away"}
-    return Quantity("groups", T=thing, words=words)
+    extra = {"groups": group, "at": at, "COME": "be added", "GO": "be taken away"}
+    return Quantity("groups", T=thing, extra=extra)
 
 
 def open_crowd(story):
     """Some children have so many crayons each."""
     friends = Thing(story.pick(SHARERS))
     who = Entity(f"the {friends}", "they", "-")
-    return Quantity("crowd", who, T=story.thing(), words={"friends": friends})
+    return Quantity("crowd", who, T=story.thing(), extra={"friends": friends})
 
 
 def open_shop(story):
@@ -1521,7 +1628,7 @@ def open_rate(story):
         (verb, thing), unit = story.pick(ACTS), story.pick(("day", "day", "day", "week", "month"))
     vehicle = Entity(f"the {story.pick(('train', 'plane', 'bus', 'car', 'ship'))}")
     who = vehicle if verb == "travel" else story.person()
-    return Quantity("rate", who, verb, thing, words={"units": Thing(unit)})
+    return Quantity("rate", who, verb, thing, extra={"units": Thing(unit)})
 
 
 def open_parts(story):
@@ -1529,7 +1636,7 @@ def open_parts(story):
     name, n, part = story.pick(HAVE_PARTS + UNITS)
     form = "parts" if [name, n, part] in HAVE_PARTS else "units"
     story.tense = "present"
-    return Quantity(form, story.person(), T=Thing(name), words={"e": int(n), "parts": Thing(part)})
+    return Quantity(form, story.person(), T=Thing(name), extra={"e": int(n), "parts": Thing(part)})
 
 
 OPENINGS = {  # how often one begins a problem of one step, and one of several
@@ -1580,8 +1687,8 @@ def draw_kind(story, quantity):
     forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
     fit, weights, left = [], [], story.steps_left
     for kind in KINDS:
-        more = left - len(kind.steps)
-        if (more == 0 if kind.gives in LAST else more >= 0) and not forms.isdisjoint(kind.takes):
+        left_then = left - len(kind.steps)
+        if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
             fit.append(kind)
             rare = story.level < 3 and kind.backwards
             weights.append(kind.weight / 4 if rare else kind.weight)
@@ -1596,18 +1703,18 @@ def other_quantity(story, quantity):
     ways = [way for way in ("S", "tail", "T") if quantity.others.get(way)] * 4
     if quantity.S in story.people and "S" not in ways:
         ways += ["S"] * 3
-    plain = quantity.T.letter and not quantity.T.adjective and not quantity.T.content and not quantity.others
+    plain = quantity.T.sort and not quantity.T.adjective and not quantity.T.content and not quantity.others
     if quantity.form in ("own", "there") and plain:
         ways += ["T"] * 2
     way, others = story.pick(ways), dict(quantity.others)
     if others.get(way):
         new, *others[way] = others[way]
     else:
-        new = story.other(quantity.S) if way == "S" else story.thing(quantity.T.letter)
+        new = story.other(quantity.S) if way == "S" else story.thing(quantity.T.sort)
     story.mixed |= way == "T"
     story.ways.append(way)
-    words = {} if way == "tail" else quantity.words  # birds come, but to which of two places?
-    return replace(quantity, value=None, others=others, words=words, **{way: new}), way
+    extra = {} if way == "tail" else quantity.extra  # birds come, but to which of two places?
+    return replace(quantity, value=None, others=others, extra=extra, **{way: new}), way
 
 
 def reference(story, quantity, way):
@@ -1655,9 +1762,15 @@ def put_together(story, kind, quantity, compared):
         days = [one for one in story.ways if one != "S"]
         require(days == ([way] if way != "S" else []))  # no other day or thing is left out
         story.ways = []
-        require(joint.T.one != "thing" or story.steps_left == 1)  # nothing can happen to "apples and pears"
+        last = story.steps_left == 1  # nothing can happen to "apples and pears", or to a sum of ages
+        require(last or joint.T.one != "thing" and joint.form not in ("age", "weigh"))
         story.ordered |= story.steps_left > 1
         fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
+        if way == "S" and len(story.people) == 2:
+            fields["both"] = story.pick(("both", "the two"))
+        if way == "tail":
+            first, = {quantity.tail, other.tail} & {*BOTH_TIMES} or {""}
+            fields["both_times"] = BOTH_TIMES.get(first, "in both places")
         return replace(joint, value=story.find(equation, asks, fields))
     small, big = sorted(two, key=lambda one: one.value)
     told, ref = (small, big) if asks == "fewer" else (big, small)
@@ -1697,7 +1810,7 @@ def other_part(story, kind, quantity):
 
 # ---- the template teacher: from a story to a problem -------------------------------------------------------
 
-STEP_SHARES = 55, 32, 9, 3, 1, 1, 1, 1  # of problems with one step, two, ... (that --steps allows)
+STEP_SHARES = 46, 38, 12, 2, 2, 2, 2, 2  # of problems with one step, two, ... (that --steps allows)
 PLAIN = 0.15          # how often the first wording is preferred
 UNNEEDED = 78, 18, 4  # of problems with so many quantities that nobody needs: 0, 1, 2
 SETTING = 0.2         # of problems with a sentence without a number
@@ -1805,8 +1918,8 @@ def result_of(step):
 def write_problem(story):
     """A story as a row of the JSONL file, without its id.
 
-    The last sub-question is the problem's own: in words that it never saw a decomposer copies it more surely
-    than it asks anew.
+    The last sub-question is the problem's own: where words are new to a decomposer, it copies a question more
+    reliably than it asks one.
     """
     text, question = write_text(story)
     steps = [{"question": step.question, "solution": write_solution(step)} for step in story.steps]
@@ -1840,10 +1953,9 @@ def templates(args):
     seen, files = set(), {}
     with tqdm(total=args.train + args.valid + args.test, unit=" problems", disable=None) as bar:
         for split in reversed(SPLITS):
-            rows = draw_split(split, args, seen, bar)
-            files[args.out / f"{split}.jsonl"] = rows
+            files[args.out / f"{split}.jsonl"] = draw_split(split, args, seen, bar)
     save_files(files, args.force)
-    steps = Counter(len(row["steps"]) for row in rows)
+    steps = Counter(len(row["steps"]) for row in files[args.out / "train.jsonl"])
     print("train by steps: " + ", ".join(f"{n}: {steps[n]:,}" for n in sorted(steps)))
     print_next(args.out, {split: getattr(args, split) for split in SPLITS})
 
@@ -1867,7 +1979,7 @@ def add_template_flags(p):
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
         p.add_argument(f"--{split}", type=whole_number(1), default=n, metavar="N",
                        help=f"problems in {split}.jsonl (%(default)s)")
-    p.add_argument("--made-up", type=number(0, 1), default=0.3, metavar="FRACTION",
+    p.add_argument("--made-up", type=number(0, 1), default=0.2, metavar="FRACTION",
                    help="training problems with made-up names, and with made-up nouns (%(default)s)")
     p.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
                    help="the same for valid.jsonl and test.jsonl, with words of their own (%(default)s)")
@@ -1934,7 +2046,7 @@ def from_svamp(row):
     """
     if "Numbers" in row:
         row = from_training_table(row)
-    body, question = (row.get("Body") or "").strip(), text_field(row, "Question")
+    body, question = str(row.get("Body") or "").strip(), text_field(row, "Question")
     equation, answer = text_field(row, "Equation"), calculate(str(row.get("Answer")))
     if answer is None:
         raise Unfit("field 'Answer' is missing or no number")

@@ -13,9 +13,13 @@ of tokens, laid out in segments. For a solver:
     segment                                                               under the loss
      Ann has 3 cats. Bob has 2 more. How many do they have together?\n    no, it is read
      How many does Bob have?\n                                            no
-     Bob has <<3+2=5>>5 cats.\n                                           yes, it is to be written
+     Bob has <<3+2=                                                       yes, it is to be written
+    5>>                                                                   no, the calculator writes it
+    5 cats.\n                                                             yes
      How many do they have together?\n                                    no
-     They have <<3+5=8>>8 cats.\n                                         yes
+     They have <<3+5=                                                     yes
+    8>>                                                                   no
+    8 cats.\n                                                             yes
     ####                                                                  no
      8<|endoftext|>                                                       yes
 """
@@ -225,24 +229,38 @@ def problem_prompt(problem, guidance=None):
     return [to_line(problem["problem"])] + ([to_line(guidance_text(problem, guidance))] if guidance else [])
 
 
-def segments(problem, role, guidance=None):
+def segments(problem, role, guidance=None, calculator=True):
     """Lay a problem out for a role: a list of (text, in_loss) in order. The text None is the token
     <|endoftext|>.
 
-    Lines end in a newline and answers in <|endoftext|>: so a student learns when to stop.
+    Lines end in a newline and answers in <|endoftext|>: so a student learns when to stop. What the calculator
+    writes, "5>>" behind "<<3+2=", is under no loss. It cannot be guessed: at the end of a training it would
+    be most of a solver's loss, and hide the gradient of what to reckon. calculator=False: a student learns
+    to write that too.
     """
     step_kinds, close_kinds, loss_kinds = ROLES[role]
     text_of = {"#": MARK, "a": f" {one_line(problem['answer'])}", ".": None}
     parts = [(text, False) for text in problem_prompt(problem, guidance)]
     for step in problem["steps"]:
         text_of |= {"q": to_line(step["question"]), "s": to_line(step["solution"])}
-        parts += [(text_of[kind], kind in loss_kinds) for kind in step_kinds]
+        for kind in step_kinds:
+            pieces = split_at_results(text_of[kind]) if kind == "s" and calculator else [text_of[kind]]
+            parts += [(piece, kind in loss_kinds and k % 2 == 0) for k, piece in enumerate(pieces)]
     return parts + [(text_of[kind], kind in loss_kinds) for kind in close_kinds]
 
 
-def encode_problems(problems, role, tokenizer, guidance=None):
+def split_at_results(solution):
+    """What a student writes and what the calculator adds, in turn: ["Bob has <<3+2=", "5>>", "5 cats."]."""
+    pieces, end = [], 0
+    for match in ANNOTATION.finditer(solution):
+        pieces += [solution[end:match.start(2)], solution[match.start(2):match.end()]]
+        end = match.end()
+    return pieces + [solution[end:]]
+
+
+def encode_problems(problems, role, tokenizer, guidance=None, calculator=True):
     """The sequences of problems for a role, as `encode_segments` returns them."""
-    return encode_segments([segments(problem, role, guidance) for problem in problems], tokenizer)
+    return encode_segments([segments(problem, role, guidance, calculator) for problem in problems], tokenizer)
 
 
 def encode_segments(laid_out, tokenizer):
@@ -399,7 +417,7 @@ def calculate(expression):
     ("33.33"), as in GSM8K. None if the text is no expression, divides by zero or has over 100 characters.
     """
     text = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""),
-                  _plain_text(expression).replace("$", "").strip())
+                  one_line(_plain_text(expression).replace("$", "")))
     if len(text) > LONGEST_EXPRESSION or not re.fullmatch(r"[-+*/().%\d\s]+", text, re.ASCII):
         return None
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)  # Python has no 05 and no 5%
@@ -640,8 +658,8 @@ class Tokenizer:
 
         The most frequent pair of neighbouring tokens within a word becomes a token, again and again. Ties go
         to the pair that is first in byte order, so the same texts give the same vocabulary. A newline is
-        always a token of its own, and so is a digit, but for the space before it. A token that can overlap
-        itself (begins as it ends, "tot") is not made: tiktoken and transformers would break such ties
+        always a token of its own, and so is a digit, but for the space before it. A longer token that
+        can overlap itself (begins as it ends, "tot") is not made: tiktoken and transformers split "totot"
         differently.
         """
         counts = Counter(word for text in texts for word in _WORDS.findall(text))

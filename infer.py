@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import (MARK, Parser, Tokenizer, UserError, calculator_result, checksum, get_device, number,
+from data import (MARK, ROLES, Parser, Tokenizer, UserError, calculator_result, checksum, get_device, number,
                   one_line, problem_prompt, read_problems, read_run_file, run_script, same_answer, to_jsonl,
                   to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
@@ -120,7 +120,7 @@ def next_question(role, record, *append):
     text, stop = yield Request(role, "question", append)
     if stop == "end" and not text and record["steps"]:
         return None
-    return add_step(role, record, question=complete(role, "question", text, stop))
+    return add_step(role, record, question=checked(role, "question", text, stop))
 
 
 def answer_questions(record):
@@ -137,19 +137,19 @@ def write_steps(role, kinds, record):
         for kind in kinds:
             text, stop = yield Request(role, kind)
             if not step and text.startswith(MARK):
-                record["answer"] = complete(role, "answer", text.removeprefix(MARK).strip(), stop)
+                record["answer"] = checked(role, "answer", text.removeprefix(MARK).strip(), stop)
                 return
-            step[kind] = complete(role, kind, text, stop)
+            step[kind] = checked(role, kind, text, stop)
         add_step(role, record, **step)
 
 
 def write(role, kind, *append):
     """Append texts to a student's sequence and let it write a solution or the answer. Returns that text."""
     text, stop = yield Request(role, kind, append)
-    return complete(role, kind, text, stop)
+    return checked(role, kind, text, stop)
 
 
-def complete(role, kind, text, stop):
+def checked(role, kind, text, stop):
     """The text of a line that ended as its kind should. Raises Unfinished for any other."""
     if stop not in ("newline", "end"):
         raise Unfinished(role, stop)
@@ -213,10 +213,12 @@ PREFILL_TOKENS = 4096  # that a forward reads (more, if one row alone has more):
 
 
 class Student:
-    """A model, its tokenizer, a KV cache for so many rows, and the guidance it was trained with, or None."""
+    """A model, its tokenizer, a KV cache for so many rows; the guidance it was trained with, or None; and
+    whether it learned to calculate."""
 
-    def __init__(self, model, tokenizer, rows, guidance=None):
-        self.model, self.tokenizer, self.guidance = model.eval(), tokenizer, guidance
+    def __init__(self, model, tokenizer, rows, guidance=None, calculates=True):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.guidance, self.calculates = guidance, calculates
         self.device = model.wte.weight.device
         self.cache = KVCache(model.config, rows, self.device, model.wte.weight.dtype)
         self.rows = [Row(self, k) for k in range(rows)]
@@ -273,8 +275,8 @@ class Row:
 class Dialogue:
     """A problem that is being solved, in one row of each student's cache, all of the same number.
 
-    request: the procedure's, None at the end. row: where the line requested is written, a token each `take`,
-    and where a token has been missing since the forward of the number `since`. rng: what to sample by.
+    request: the procedure's, None at the end. row: where the line that it requests is written, a token each
+    `take`. since: the number of the forward that last read this row. rng: what to sample by.
     """
 
     def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
@@ -431,7 +433,8 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
     except ValueError as e:
         raise UserError(e)
     tokenizer = Tokenizer.from_pretrained(folder, model.config.vocab_size)
-    return Student(prepack_matrices(model.to(device, dtype)), tokenizer, rows, fields.get("guidance"))
+    model = prepack_matrices(model.to(device, dtype))
+    return Student(model, tokenizer, rows, fields.get("guidance"), fields.get("calculates", True))
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------
@@ -453,8 +456,8 @@ def vote(records):
     """
     records = sorted(records, key=lambda record: record["sample"])
     answers = [record["answer"] for record in records]
-    votes = [0 if a is None else sum(b is not None and same_answer(a, b) for b in answers) for a in answers]
-    return records[votes.index(max(votes))] | {"votes": answers}
+    counts = [0 if a is None else sum(b is not None and same_answer(a, b) for b in answers) for a in answers]
+    return records[counts.index(max(counts))] | {"votes": answers}
 
 
 def solve_by_vote(problems, procedure, students, samples=1, **options):
@@ -774,6 +777,8 @@ def main(argv=None):
         if student.guidance and not told:
             raise UserError(f"the {role} was trained with --guidance {student.guidance}: tell it by --guide "
                             "TEXT, or in a file by 'steps' or 'guide' of each problem", 2)
+        if args.no_calculator and "s" in ROLES[role].loss and not student.calculates:
+            raise UserError(f"the {role} was not trained to calculate: train.py --no-calculator does", 2)
     if args.guide and not any(student.guidance for student in students.values()):
         raise UserError("--guide is for students that were trained with --guidance", 2)
     guide = {"guide": args.guide} if args.guide else {}

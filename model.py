@@ -5,10 +5,10 @@
     logits = model(ids)                                             # (1, T, vocab_size)
     next_token = logits[0, -1].argmax()
 
-The model comes first, in the order in which a token meets it. Its parameters have the names and shapes of the
-published weights, so a Hugging Face GPT-2 folder is read and written without renaming. Below it: how students
-from scratch start, the key-value cache, the folder's files, the download of published weights. Nothing here
-knows of text, roles or training.
+The model comes first, its parts before the whole: GPT.forward is a token's way. Its parameters have the
+names and shapes of the published weights: a Hugging Face GPT-2 folder is read and written without renaming.
+Below it: how students from scratch start, the key-value cache, the folder's files, the download of published
+weights.
 """
 import hashlib
 import json
@@ -179,7 +179,7 @@ class GPT(nn.Module):
 # minutes. Three departures from GPT-2's start spare them that; training is free to undo them.
 # 1. Position embeddings are sinusoids (Vaswani et al. 2017).
 # 2. The first layer's heads look 1, 2, 3, ... tokens back.
-# 3. Both embeddings are ten times larger and the last norm ten times smaller, so the logits stay the same.
+# 3. Both embeddings are ten times larger and the last norm ten times smaller, so the logits keep their size.
 #    At a student's learning rate a few steps of AdamW would rewrite embeddings of 0.02, and heads that read
 #    positions from them would no longer look anywhere.
 

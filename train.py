@@ -87,9 +87,11 @@ def build_parser():
     add("--warmup", type=whole_number(0), default=100, help="optimizer steps (%(default)s)")
     add("--weight-decay", type=number(0), default=0.1, help="(%(default)s)")
     add("--prompt-loss-weight", type=number(0),
-        help="weight of the loss on what the student only reads (0.3; to fine-tune 0)")
+        help="weight of the loss on what the student only reads, falling to 0 (from 0.3; to fine-tune 0)")
     add("--copy-examples", type=number(0, 0.99), metavar="SHARE",
         help="synthetic copy examples for each problem (0.08; to fine-tune 0)")
+    add("--no-calculator", action="store_true",
+        help="let the student learn to calculate, for infer.py --no-calculator")
     add("--seed", type=whole_number(0), default=0, help="(%(default)s)")
     add("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
     add("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
@@ -99,7 +101,10 @@ def build_parser():
 
 
 def resolve_args(args):
-    """Fill in what the flags leave open. Raises UserError (status 2) for flags that exclude each other."""
+    """Fill in what the flags leave open. Raises UserError (status 2) for flags that exclude each other.
+
+    `args` also holds what is no flag: rank and world (init_distributed), max_steps (main).
+    """
     args.out = args.out or Path("runs", args.role)
     args.device = get_device(args.device)
     on_gpu = args.device.type == "cuda"
@@ -253,6 +258,15 @@ def optimizer_step(model, optimizers, scaler, lr):
 
 # ---- loss and evaluation -----------------------------------------------------------------------------------
 
+def prompt_loss_weight(first, done):
+    """The weight of the loss on what a student only reads: from `first` down to 0 as `done` goes from 0 to 1.
+
+    At first these texts teach it to read. But most of their loss is of words that nobody can guess, 76 nats a
+    problem where the equations have 2, and in the end it would hide what the student is to write.
+    """
+    return first * (1 - done) ** 2
+
+
 def weighted_loss(model, batch, autocast):
     """Sum of weight * cross entropy (nats) over a batch of `make_batch`, and the sum of the weights."""
     ids, loss_positions, targets, weights = batch
@@ -271,20 +285,20 @@ def evaluate(model, batches, autocast, world=1):
     return loss / weight
 
 
-def count_solved(model, tokenizer, problems, role, guidance=None):
+def count_solved(model, tokenizer, problems, args):
     """Decode problems: {"solved": how many are correct, "of": all}, or {} for a stepwise decomposer.
 
     A solver is given the teacher's sub-questions. A decomposer's must all be the teacher's.
     """
     procedure = {"solver": infer.given, "decomposer": infer.decompose, "unified": infer.unified,
-                 "cot": infer.cot, "answer": infer.answer}.get(role)
+                 "cot": infer.cot, "answer": infer.answer}.get(args.role)
     if not procedure:
         return {}  # it cannot go on without a solver
     c = model.config  # a cache of 256 MiB at most, beside the optimizer's state
     n_rows = max(1, min(len(problems), 2 ** 26 // (2 * c.n_layer * c.n_embd * c.block_size)))
-    students, solved = {role: infer.Student(model, tokenizer, n_rows, guidance)}, 0
-    for i, record in infer.solve(problems, procedure, students):
-        if role == "decomposer":
+    students, solved = {args.role: infer.Student(model, tokenizer, n_rows, args.guidance)}, 0
+    for i, record in infer.solve(problems, procedure, students, calculator=not args.no_calculator):
+        if args.role == "decomposer":
             solved += infer.questions(record) == infer.questions(problems[i])
         else:
             solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
@@ -435,7 +449,7 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
                 progress.valid_loss = evaluate(model, data.valid_batches, autocast, args.world)
                 if args.rank == 0:
                     with autocast():
-                        solved = count_solved(model, data.tokenizer, data.to_solve, args.role, args.guidance)
+                        solved = count_solved(model, data.tokenizer, data.to_solve, args)
                     log.write_evaluation(progress, solved)
                 progress.eval_seconds += all_reduce([time.perf_counter() - began], args.world)[0] / args.world
                 progress.eval_index = int(10 * done)
@@ -451,21 +465,23 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
 
             # one optimizer step
             lr = args.lr * schedule(progress.step, done, args.warmup)
+            prompt_weight = prompt_loss_weight(args.prompt_loss_weight, done)
             indices = data.next_batch(progress)
-            step_weight = data.count_tokens(indices, progress)  # of all micro-batches and ranks
+            data.count_tokens(indices, progress)
+            step_weight = data.loss_weight(indices, prompt_weight)  # of all micro-batches and ranks
             progress.step += 1
             if model.config.dropout:  # a seed for each step and rank, so that --resume repeats it
                 torch.manual_seed(((args.seed * 10 ** 9 + progress.step) * args.world + args.rank) % 2 ** 63)
             loss_sum = torch.zeros((), device=args.device)
-            for micro_batch in data.micro_batches(indices):
+            for micro_batch in data.micro_batches(indices, prompt_weight):
                 loss, _ = weighted_loss(forward, micro_batch, autocast)
                 scaler.scale(loss / step_weight).backward()
                 loss_sum += loss.detach()
                 progress.flops += args.world * count_flops(model.config, micro_batch)
             all_reduce_gradients(model, args.world)
             norm = optimizer_step(model, optimizers, scaler, lr)
-            norm = loss_sum if scaler.is_enabled() else norm  # float16's may overflow
-            log.add(progress.step, indices, loss_sum, norm, step_weight, lr)
+            must_be_finite = loss_sum if scaler.is_enabled() else norm  # float16's norm may overflow
+            log.add(progress.step, indices, loss_sum, must_be_finite, step_weight, lr)
 
 
 @contextlib.contextmanager
@@ -501,6 +517,7 @@ class Data:
         copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
         self.sequences += [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
         self.lengths = [len(ids) for ids, _ in self.sequences]
+        self.loss_tokens = [int(loss_mask[1:].sum()) for _, loss_mask in self.sequences]
         self.plan, self.planned_epoch = [], 0
 
         valid, rows = encode_fitting(valid_problems, args.valid, tokenizer, block_size, args)
@@ -529,28 +546,30 @@ class Data:
         """A step's sequences for the micro-batches of all ranks; some are empty if there are too few."""
         return np.array_split(indices, self.args.grad_accum * self.args.world)
 
-    def micro_batches(self, indices):
+    def micro_batches(self, indices, prompt_weight):
         """Yield this rank's micro-batches of a step, as tensors."""
         for part in self.split(indices)[self.args.rank::self.args.world]:
             if len(part):
                 sequences = [self.sequences[i] for i in part]
-                yield make_batch(sequences, self.args.prompt_loss_weight, self.args.device)
+                yield make_batch(sequences, prompt_weight, self.args.device)
+
+    def loss_weight(self, indices, prompt_weight):
+        """The sum of the loss weights of a step's tokens, of all ranks."""
+        written = sum(self.loss_tokens[i] for i in indices)
+        return written + prompt_weight * (sum(self.lengths[i] - 1 for i in indices) - written)
 
     def count_tokens(self, indices, progress):
-        """Count a step's tokens, of all ranks, in `progress`; returns the sum of their loss weights."""
-        tokens = sum(self.lengths[i] - 1 for i in indices)
-        loss_tokens = sum(int(self.sequences[i][1][1:].sum()) for i in indices)
+        """Count a step's tokens, of all ranks, in `progress`."""
         padded = sum(len(part) * (max(self.lengths[i] for i in part) - 1)
                      for part in self.split(indices) if len(part))
         progress.tokens += padded
-        progress.padding += padded - tokens
-        progress.loss_tokens += loss_tokens
-        return loss_tokens + self.args.prompt_loss_weight * (tokens - loss_tokens)
+        progress.padding += padded - sum(self.lengths[i] - 1 for i in indices)
+        progress.loss_tokens += sum(self.loss_tokens[i] for i in indices)
 
 
 def encode_fitting(problems, path, tokenizer, block_size, args):
     """The sequences of the problems that fit into the block, and which rows of the file those are, from 1."""
-    sequences = encode_problems(problems, args.role, tokenizer, args.guidance)
+    sequences = encode_problems(problems, args.role, tokenizer, args.guidance, not args.no_calculator)
     rows = [row for row, sequence in enumerate(sequences, 1) if fits(sequence, block_size)]
     if not rows:
         raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
@@ -581,7 +600,7 @@ class TrainingLog:
         self.bar = tqdm(total=100, desc=args.role, disable=True if args.rank else None, dynamic_ncols=True,
                         bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
         self.solved = ""   # of the last evaluation, in words
-        self.pending = []  # of each step since the last entry: number, sequences, (loss, gradient norm)
+        self.pending = []  # of each step since the last entry: number, sequences, what must be finite
         self.weight, self.lr, self.seconds, self.flops = 0, 0.0, progress.seconds, progress.flops
 
     def __enter__(self):
@@ -595,9 +614,9 @@ class TrainingLog:
         """Append entries (dicts) to the file."""
         self.file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
-    def add(self, step, indices, loss, norm, weight, lr):
-        """Note a step. loss, norm: scalar tensors, which must be finite; weight: what divides the loss."""
-        self.pending.append((step, indices, torch.stack([loss, norm])))
+    def add(self, step, indices, loss, must_be_finite, weight, lr):
+        """Note a step. loss, must_be_finite: scalar tensors; weight: what divides the loss."""
+        self.pending.append((step, indices, torch.stack([loss, must_be_finite])))
         self.weight += weight
         self.lr = lr
 
@@ -609,9 +628,10 @@ class TrainingLog:
         """Write an entry about the steps since the last one. Raises UserError if a loss is not a number."""
         if not self.pending:
             return
-        losses, norms = torch.stack([pair for *_, pair in self.pending]).T.tolist()  # waits for the device
-        for (step, indices, _), loss, norm in zip(self.pending, losses, norms):
-            if not math.isfinite(loss + norm):
+        pairs = torch.stack([pair for *_, pair in self.pending]).tolist()  # waits for the device
+        losses = [loss for loss, _ in pairs]
+        for (step, indices, _), pair in zip(self.pending, pairs):
+            if not math.isfinite(sum(pair)):
                 rows = ", ".join(str(self.rows[i]) for i in indices if i < len(self.rows))
                 where = f"{self.args.train} rows {rows or '(copy examples)'}"
                 raise UserError(f"the loss or its gradient is not a number at step {step}, {where}: try a "
@@ -715,6 +735,7 @@ class Checkpoints:
         --valid. Raises UserError if these are not the checkpoint's."""
         self.model, self.tokenizer, self.args, self.loaded = model, tokenizer, args, loaded
         self.about = {"role": args.role, "guidance": args.guidance, "init": args.init and str(args.init),
+                      "calculates": args.no_calculator,  # it learned what the calculator does for others
                       "pretrained": bool(args.init) and is_pretrained(args.init)}
         self.settings = {flag: str(value) if isinstance(value, (Path, torch.device)) else value
                          for flag, value in vars(args).items() if flag not in NO_SETTINGS}

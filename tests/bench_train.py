@@ -69,7 +69,7 @@ class Dense(nn.Module):
 def sub_questions(problem, tokenizer):
     """The solver's examples of a problem, each read alone: one per sub-question and one for the answer, (ids, loss_mask)."""
     ids, examples = [], []
-    for text, in_loss in segments(problem, "solver"):
+    for text, in_loss in segments(problem, "solver", calculator=False):
         new = [tokenizer.end] if text is None else tokenizer.encode(text)
         if in_loss and text is not None:
             examples.append((np.array(ids + new), np.arange(len(ids) + len(new)) >= len(ids)))
@@ -86,7 +86,7 @@ def random_batches(sequences, n, rng):
 def sides(names, problems, tokenizer, config, batch_tokens):
     """{side: a function that takes it once through the problems}; transformers only where it is installed."""
     rng = np.random.default_rng(0)
-    sequences = encode_problems(problems, "solver", tokenizer)
+    sequences = encode_problems(problems, "solver", tokenizer, calculator=False)
     sequences = [sequence for sequence in sequences if fits(sequence, config.block_size)]
     planned = [[sequences[i] for i in batch] for batch in plan_batches([len(ids) for ids, _ in sequences], batch_tokens, rng)]
     shuffled = random_batches(sequences, len(planned), rng)

@@ -105,10 +105,14 @@ def test_the_loss_mask_is_what_the_roles_table_says(role, text, in_loss, tokeniz
              "q": " How many pens does Bo have?\n", "s": " Bo has <<12+3=15>>15 pens.\n",
              "r": " How many do they have?\n", "t": " They have <<12+15=27>>27 pens.\n",
              "#": "####", "a": " 27", ".": END}
-    (ids, mask), = encode_problems([PROBLEM], role, tokenizer)
-    spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
-    assert spell(slice(None)) == "".join(names[c] for c in text)
-    assert spell(mask) == "".join(names[c] for c in in_loss)
+    for calculator in (True, False):
+        (ids, mask), = encode_problems([PROBLEM], role, tokenizer, calculator=calculator)
+        spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
+        assert spell(slice(None)) == "".join(names[c] for c in text)
+        written = "".join(names[c] for c in in_loss)
+        if calculator:  # what it writes is no student's to learn
+            written = written.replace("=15>>", "=").replace("=27>>", "=")
+        assert spell(mask) == written
 
 
 def test_one_sequence_a_problem_has_the_loss_of_one_sequence_a_sub_question(tokenizer):

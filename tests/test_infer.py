@@ -608,6 +608,19 @@ def test_a_guided_student_wants_its_guide(shown, monkeypatch, capsys):
     assert fails(capsys, "--eval", "p.jsonl") == refusal
 
 
+def test_a_student_that_did_not_learn_to_calculate_has_the_calculator(shown, monkeypatch, capsys):
+    def uncounting(folder, role, rows, device, dtype):
+        students = scripted(rows)
+        for each in students.values():
+            each.calculates = False
+        return students[role]
+
+    monkeypatch.setattr(infer, "load_student", uncounting)
+    assert fails(capsys, "--problem", "Ann has 3.", "--no-calculator") == (
+        2, "error: the solver was not trained to calculate: train.py --no-calculator does\n")
+    assert shown("--problem", "Ann has 3.") == TRANSCRIPT
+
+
 @pytest.mark.parametrize("where", ["builtins.input", "infer.choose"])
 def test_ctrl_c_leaves_the_prompt_quietly(typed, monkeypatch, where):
     def interrupted(*_):

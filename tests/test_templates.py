@@ -39,6 +39,8 @@ LEGS = dict(dog=4, cat=4, horse=4, spider=8, bird=2, chicken=2, ant=6, bee=6, ca
             sheep=4, nickel=5)
 GAINS = {"gain", "come", "earn", "grows"}
 LOSSES = {"lose", "go", "spend", "is shortened"}
+CHANGES = {"gains twice": "+b+c", "loses twice": "-l-v", "loses and gains": "-l+b", "gains and loses": "+b-v",
+           "go twice": "-l-v", "go and come": "-l+b", "come and go": "+b-v", "spends twice": "-l-v"}
 RATIOS = {"times": "kj", "twice": 2, "half": Fraction(1, 2), "fraction": "q"}
 
 
@@ -104,6 +106,9 @@ class World:
             return self.change(f, n.b)
         if kind in LOSSES:
             return self.change(f, -n.l)
+        if kind in CHANGES:
+            return self.change(f, sum(int(sign + "1") * getattr(n, letter)
+                                      for sign, letter in re.findall("(.)(.)", CHANGES[kind])))
         if kind == "loses half" or kind == "loses part":
             before = self.get(who, what)
             self.found["lost"] = before / (2 if kind == "loses half" else n.q)
@@ -125,6 +130,25 @@ class World:
             self.found["at first"] = n.b + n.c
         elif kind in ("had before a gain", "were before some came"):
             self.found["at first"] = n.a - n.l
+        elif kind == "had before two losses":
+            self.found["at first"] = n.c + n.b + n.y
+        elif kind in ("shares the rest", "packs the rest"):
+            self.found["share" if kind[0] == "s" else "boxes"] = Fraction(self.get(who, what) - n.l) / n.z
+        elif kind in ("form groups", "form equal groups"):
+            asked = "form groups" if kind == "form groups" else "in a group"
+            self.found[asked] = Fraction(self.get(who, what, tail(f))) / n.d
+        elif kind == "does the rest":
+            if self.get(who, what, tail(f)) is None:
+                return False
+            self.found["takes"] = Fraction(n.g - self.get(who, what, tail(f))) / n.z
+        elif kind == "price of others":
+            self.found["cost of others"] = Fraction(n.s) / n.n * n.w
+        elif kind == "splits the cost":
+            self.found["each pays"] = Fraction(self.spent[who]) / n.d
+        elif kind == "several do it":
+            self.found["all of them"] = n.n * n.w * n.r
+        elif kind == "hours a day":
+            return self.put(who, what, "", n.r * n.w * n.n)
         elif kind == "had before both":
             self.found["at first"] = n.a - n.l + n.b
         elif kind in ("gains groups", "gains from each"):
@@ -150,8 +174,8 @@ class World:
             return self.put(who, what, "", n.n * (12 if kind == "dozens" else n.m))
         elif kind == "in so many groups":
             self.found["in groups"] = n.n * n.m
-        elif kind == "number of groups":
-            self.found["groups"] = Fraction(n.t) / n.m
+        elif kind in ("number of groups", "groups for so many"):
+            self.found["groups" if kind[0] == "n" else "groups for"] = Fraction(n.t) / n.m
         elif kind == "size of groups":
             self.found["each"] = Fraction(n.t) / n.n
         elif kind == "contents":

@@ -152,6 +152,11 @@ def test_a_step_is_that_of_a_float64_computation(here, problems):
         assert torch.allclose(found[clear], expected[clear], rtol=1e-5, atol=2e-5), name
 
 
+def test_what_is_only_read_bears_less_and_less_loss():
+    weights = [train.prompt_loss_weight(0.3, done) for done in (0, 0.5, 0.9, 1)]
+    assert weights == pytest.approx([0.3, 0.075, 0.003, 0])
+
+
 # ---- from end to end ---------------------------------------------------------------------------------------
 
 def script(name, *argv, cwd, **popen):
@@ -180,10 +185,11 @@ def test_both_students_overfit_eight_problems_and_solve_all(here, problems):
     assert lines[-1] == "accuracy 100.0 % (8/8), 95 % interval 67.6-100.0"
     for role in "solver", "decomposer":
         model, tokenizer = GPT.from_pretrained(f"runs/{role}"), Tokenizer.from_pretrained(f"runs/{role}")
-        assert train.count_solved(model, tokenizer, problems, role) == {"solved": 8, "of": 8}
+        flags = SimpleNamespace(role=role, guidance=None, no_calculator=False)
+        assert train.count_solved(model, tokenizer, problems, flags) == {"solved": 8, "of": 8}
         assert model.training
         others = [problem | {"steps": problem["steps"] * 2, "answer": "no number"} for problem in problems]
-        assert train.count_solved(model, tokenizer, others, role) == {"solved": 0, "of": 8}
+        assert train.count_solved(model, tokenizer, others, flags) == {"solved": 0, "of": 8}
     bare = [{key: problem[key] for key in ("problem", "answer")} for problem in problems]
     Path("bare.jsonl").write_bytes(to_jsonl(bare))
     cold = ["--samples", 2, "--temperature", 0.01]
