@@ -1979,7 +1979,7 @@ def add_template_flags(p):
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
         p.add_argument(f"--{split}", type=whole_number(1), default=n, metavar="N",
                        help=f"problems in {split}.jsonl (%(default)s)")
-    p.add_argument("--made-up", type=number(0, 1), default=0.2, metavar="FRACTION",
+    p.add_argument("--made-up", type=number(0, 1), default=0.3, metavar="FRACTION",
                    help="training problems with made-up names, and with made-up nouns (%(default)s)")
     p.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
                    help="the same for valid.jsonl and test.jsonl, with words of their own (%(default)s)")

@@ -50,7 +50,8 @@ def trained():
             model.wpe.weight /= 10
             model.ln_f.weight.fill_(1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        sequences = [one for one in encode_problems(PROBLEMS, role, tokenizer) if len(one[0]) <= 90]
+        sequences = encode_problems(PROBLEMS, role, tokenizer, calculator=False)
+        sequences = [one for one in sequences if len(one[0]) <= 90]
         ids, positions, targets, _ = make_batch(sequences)
         for _ in range(60):
             F.cross_entropy(model(ids, positions), targets).backward()
