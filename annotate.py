@@ -450,18 +450,18 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "left": """How many {T} [!DO] {S} have (left|now)? | How many {T} [!+be] left? | How many {T} [!DO] {S}
         still have? | How many {T} [DO] {S} have in the end? | How many {T} [!+remain]? | How many {T} [DO]
         {S} have after that? | With how many {T} [DO] {S} end up?""",
-    "now": """How many {T} [!DO] {S} have (now|in all|altogether|in total)? | How many {T} [DO] {S} have (in
+    "now": """How many {T} [!DO] {S} have (now|in all|altogether|in total|)? | How many {T} [DO] {S} have (in
         the end|after that)? | With how many {T} [DO] {S} end up? | What [!-be] the total number of {T} that
         {S} [!have] now?""",
     "left money": """How much money [!DO] {S} have (left|now)? | How much money [!-be] left? | How many
         dollars [!DO] {S} have (left|now)? | How much money [!DO] {S} still have? | How much [!-be] left? |
         With how much money [DO] {S} end up?""",
-    "now money": """How much money [!DO] {S} have (now|in all|altogether)? | How many dollars [!DO] {S} have
+    "now money": """How much money [!DO] {S} have (now|in all|altogether|)? | How many dollars [!DO] {S} have
         now? | How much money [DO] {S} have in the end?""",
     "left there": """How many {T} [!+be] (left {tail}|there now {tail}|{tail} now|still there {tail})? | How
         many {T} [!+remain] {tail}? | How many {T} [+be] {tail} (in the end|after that)?""",
-    "now there": """How many {T} [!+be] (there now {tail}|there {tail} in all|{tail} now|there altogether
-        {tail})? | How many {T} [+be] {tail} (in the end|after that)?""",
+    "now there": """How many {T} [!+be] (there now {tail}|there {tail}|there {tail} in all|{tail} now|there
+        altogether {tail})? | How many {T} [+be] {tail} (in the end|after that)?""",
     "got": """How many {T} [DO] {S} {GET}? | What number of {T} [DO] {S} {GET}? | How many more {T} [DO] {S}
         {GET}? | Find how many {T} {S} [GET].""",
     "are given": "How many {T} [DO] {S} get from them?",
@@ -504,7 +504,8 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {more} than {ref:him}?""",
     "total": """How many {T} [DO] {S} {V} {tail}? | What [-be] the total number of {T} that {S} [V]? | How
         many {T} [DO] {S} {V} (altogether|in all|in total|{both_times})? | (Altogether|In total), how many {T}
-        [DO] {S} {V}? | How many {T} [+DO] {both} of them {V} (|together|in all)?""",
+        [DO] {S} {V}? | How many {T} [DO] {S} {V}? | How many {T} [+DO] {both} of them {V} (|together|in
+        all)?""",
     "total money": """How much money [DO] {S} {V} {tail}? | How many dollars [DO] {S} {V} {tail}? | How much
         money [DO] {S} {V} (altogether|in all|in total|{both_times})? | How much money [+DO] {both} of them
         {V} (together|)?""",
@@ -512,9 +513,9 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         [+DO] both cost?""",
     "total age": "How old [be] {S} together? | What [-be] the (sum|total) of their ages?",
     "total weigh": "How (much|many {T}) [DO] {S} weigh (together|in all|altogether)?",
-    "total there": """How many {T} [+be] there {tail} in all? | How many {T} [+be] there (in total
-        {tail}|altogether {tail}|{both_times})? | How many {T} [+be] {both_times}? | What [-be] the total
-        number of {T} {tail}? | In all, how many {T} [+be] there {tail}?""",
+    "total there": """How many {T} [+be] there {tail} in all? | How many {T} [+be] (there|) {tail}? | How many
+        {T} [+be] there (in total {tail}|altogether {tail}|{both_times})? | How many {T} [+be] {both_times}? |
+        What [-be] the total number of {T} {tail}? | In all, how many {T} [+be] there {tail}?""",
     "each": """How many {T} [+be] there {at} (each|every|one) {group}? | How many {T} [+go] {at} each {group}?
         | What number of {T} [+be] {at} each {group}?""",
     "boxes": """How many {groups} [DO] {S} (fill|need)? | How many {groups} [+be] needed? | How many {groups}
@@ -1097,7 +1098,7 @@ class Narrator(Speaker):
 
 SPEAKER = Speaker()
 # a number, what it is said with, the name of a field, its case: {b more T}, {q nth}, {tail}, {S:him}
-FIELD = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
+PLACEHOLDER = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
 VERB = re.compile(r"\[([!+-]*)([^\]]+)\]")
 
 
@@ -1131,7 +1132,7 @@ def fill(wording, fields, tense, now, speaker):
         return conjugate(verb, now if "!" in mark else tense, many)
 
     for _ in range(2):  # what stands for a field may have fields itself
-        wording = FIELD.sub(text_of, wording)
+        wording = PLACEHOLDER.sub(text_of, wording)
     return tidy(VERB.sub(form_of, wording))
 
 
@@ -1139,7 +1140,7 @@ def available(wording, fields):
     """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
     things only "are {tail}". Fields that nothing has used so far are drawn here.
     """
-    names = [match[3] for match in FIELD.finditer(wording)]  # a list: in their order fields are drawn
+    names = [match[3] for match in PLACEHOLDER.finditer(wording)]  # a list: in their order fields are drawn
     names += [verb for _, verb in VERB.findall(wording) if verb.isupper()]
     names += ["Tail"] if re.search(r"be\] \{tail\}", wording) else []
     return not any(fields[name] is None or fields[name] == "" and name[0].isupper() for name in names
