@@ -1770,8 +1770,8 @@ def put_together(story, kind, quantity, compared):
         if way == "S" and len(story.people) == 2:
             fields["both"] = story.pick(("both", "the two"))
         if way == "tail":
-            first, = {quantity.tail, other.tail} & {*BOTH_TIMES} or {""}
-            fields["both_times"] = BOTH_TIMES.get(first, "in both places")
+            fields["both_times"] = (BOTH_TIMES.get(quantity.tail) or BOTH_TIMES.get(other.tail)
+                                    or "in both places")
         return replace(joint, value=story.find(equation, asks, fields))
     small, big = sorted(two, key=lambda one: one.value)
     told, ref = (small, big) if asks == "fewer" else (big, small)
@@ -2047,7 +2047,8 @@ def from_svamp(row):
     """
     if "Numbers" in row:
         row = from_training_table(row)
-    body, question = str(row.get("Body") or "").strip(), text_field(row, "Question")
+    body = text_field(row, "Body") if str(row.get("Body") or "").strip() else ""  # some have a question alone
+    question = text_field(row, "Question")
     equation, answer = text_field(row, "Equation"), calculate(str(row.get("Answer")))
     if answer is None:
         raise Unfit("field 'Answer' is missing or no number")
