@@ -51,62 +51,31 @@ SPLITS = "train", "valid", "test"
 
 
 # ---- the template teacher ----------------------------------------------------------------------------------
-# How a problem is made. An opening draws a quantity: Tom has 5 apples. An entry of KINDS that takes such a
-# quantity tells what happens to it, "Tom buys 3 more", with an equation, 5 + 3, and a sub-question, "How many
-# does Tom have now?", and gives another quantity, from which the next entry goes on. When a story has all its
-# steps, its facts become sentences with pronouns. The words and wordings come first; to see how they are
-# used, begin at "a story and its world".
+# How a problem is made. An opening draws a quantity, say Tom's apples. Then entries of KINDS that take such a
+# quantity go on from it, as many as the problem is to have steps:
+#
+#     kind("gain", "own", "own", 76, "a + b: now", "{S} [GET] {b added T} {where}. | ...")
+#
+# Each tells a fact, draws what the fact needs, and finds a new quantity, from which the next entry goes on:
+#
+#     facts        {S} [have] {a T}.                  S = Tom, a = 5, T = apples
+#                  {S} [GET] {b added T} {where}.     GET = buy, b = 3, where = at the market
+#     step         5 + 3, asked for in the wordings QUESTIONS["now"]
+#     problem      Tom has 5 apples. He buys another 3 apples at the market. How many apples does he have now?
+#
+# First comes the code, in the order of this example, then the language: wordings, forms of words, words.
 
 
-# ---- the template teacher's language: forms of words -------------------------------------------------------
+# ---- the template teacher: a story and its world -----------------------------------------------------------
 
-def word_list(text):
-    """The words of a table; a "_" in one is a space."""
-    return [word.replace("_", " ") for word in text.split()]
-
-
-def row_list(text):
-    """Like `word_list`, each split at its colons."""
-    return [word.split(":") for word in word_list(text)]
+class DeadEnd(Exception):
+    """This story cannot go on; begin another."""
 
 
-def by_sort(**texts):
-    """Tables, one a keyword, as {sort of thing: list of words}."""
-    return {sort: word_list(text) for sort, text in texts.items()}
-
-
-def capital(text):
-    """A text with its first letter in upper case."""
-    return text[:1].upper() + text[1:]
-
-
-def article(noun):
-    """A noun behind its article: "an apple"."""
-    return f"{'an' if noun[0] in 'aeio' or noun.startswith(('um', 'hour')) else 'a'} {noun}"
-
-
-def join(names):
-    """Names in a row: "Ann, Ben and Carl"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def add_s(word, hissing="s|sh|ch|x|z"):
-    """A word with the s of a plural or of he, she, it: "boxes", "cries"."""
-    if re.search(f"({hissing})$", word):
-        return word + "es"
-    return word[:-1] + "ies" if re.search("[^aeou]y$", word) else word + "s"
-
-
-PLURALS = dict(row_list("""leaf:leaves knife:knives shelf:shelves scarf:scarves loaf:loaves goose:geese
-sheep:sheep fish:fish goldfish:goldfish mouse:mice man:men woman:women child:children grandchild:grandchildren
-person:people tomato:tomatoes potato:potatoes mango:mangoes foot:feet"""))
-
-
-def plural(noun):
-    """"slice of bread" -> "slices of bread"."""
-    head, of, rest = noun.partition(" of ")
-    *before, last = head.split(" ")
-    return " ".join([*before, PLURALS.get(last) or add_s(last)]) + of + rest
+def require(condition):
+    """Raise DeadEnd unless the condition holds."""
+    if not condition:
+        raise DeadEnd
 
 
 @dataclass(frozen=True)
@@ -132,246 +101,930 @@ class Thing:
         return self.of(2)
 
 
-DOLLARS = Thing("dollar")
-AUXILIARIES = {  # present of many and of one, past of many and of one; DO is that of a question
-    "DO": ("do", "does", "did", "did"), "can": ("can", "can", "could", "could"),
-    "will": ("will", "will", "would", "would"), "be": ("are", "is", "were", "was"),
-    "have": ("have", "has", "had", "had")}
-PAST = dict(row_list("""do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found make:made
-take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew split:split see:saw cut:cut
-say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:won catch:caught dig:dug
-build:built choose:chose lose:lost eat:ate break:broke throw:threw lend:lent read:read
-run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept sing:sang ride:rode lay:laid feed:fed
-hang:hung teach:taught light:lit fly:flew come:came quit:quit meet:met"""))
-DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab step")
+@dataclass(eq=False)
+class Entity:
+    """Whom or what a sentence is about."""
+    name: str
+    sex: str = "it"  # he, she, it or they
+    first: str = ""  # how a story introduces it: "a farmer", "brother"; "-": never by a pronoun
+    owner: "Entity" = None  # whose brother
 
 
-def conjugate(verb, tense, many):
-    """A verb's form: ("give away", "past", False) -> "gave away". many: of more than one. Tenses: present,
-    past, will, would.
+@dataclass(frozen=True)
+class Quantity:
+    """What a story is about at some point: of whom, what, when or where, and how much."""
+    form: str               # which KINDS take it
+    S: Entity = None        # whose it is, or who does it; None: things that are there
+    V: str = "have"         # the verb
+    T: Thing = None         # what is counted
+    tail: str = ""          # when or where
+    value: Fraction = None  # None: not told yet
+    others: dict = field(default_factory=dict)  # what it may be compared with: {"tail": ["on Tuesday"]}
+    extra: dict = field(default_factory=dict)   # more fields of its wordings
+    also: tuple = ()                            # more forms that it has
+
+
+class Fact(NamedTuple):
+    """What one sentence or two tell: a kind, one of its wordings, and what fills it."""
+    kind: str
+    wording: str
+    fields: dict
+
+
+class Step(NamedTuple):
+    """What is found: the equation "5+3", its value, the sub-question, and how else it may be asked."""
+    equation: str
+    value: Fraction
+    question: str
+    wordings: list
+    fields: dict
+
+
+class Story:
+    """A problem in the making: what it tells (facts), and what is found step by step (steps).
+
+    level: 1; 2: facts are told in any order; 3: also more comparisons backwards. wordings: "all"; "train":
+    all but those held out; "test": these alone.
     """
-    verb, *rest = verb.split(" ")
-    if tense in ("will", "would"):
-        form = tense if verb == "DO" else f"{tense} {verb}"
-    elif verb in AUXILIARIES:
-        form = AUXILIARIES[verb][2 * (tense == "past") + (not many)]
-    elif tense == "past":
-        stem = verb[:-1] + "i" if re.search("[^aeou]y$", verb) else verb + verb[-1] * (verb in DOUBLED)
-        form = PAST.get(verb) or (verb + "d" if verb[-1] == "e" else stem + "ed")
+
+    def __init__(self, rng, words, n_steps, level=1, wordings="all"):
+        self.rng, self.words, self.n_steps, self.level, self.wordings = rng, words, n_steps, level, wordings
+        self.tense = rng.choice(("past", "past", "present"))
+        self.now = "present" if self.tense == "present" or rng.random() < 0.5 else "past"
+        self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
+        self.facts, self.steps, self.people = [], [], []
+        self.mixed = False    # whether it tells of several things
+        self.ordered = False  # whether its facts must stay in their order
+        self.ways = []        # "S", "tail" or "T": how the quantities differ that it has compared
+        self.compared = None  # with what the last step compared, and in which way they differ
+
+    @property
+    def steps_left(self):
+        """How many steps are still to come."""
+        return self.n_steps - len(self.steps)
+
+    def chance(self, probability):
+        return self.rng.random() < probability
+
+    def pick(self, options):
+        """One of a list; DeadEnd if it is empty."""
+        require(options)
+        return self.rng.choice(options)
+
+    # -- words
+
+    def person(self):
+        sex = self.pick(("he", "she"))
+        if self.chance(0.07) and not self.words.made_up_names:
+            title = "Mr." if sex == "he" else self.pick(("Mrs.", "Ms."))
+            name = self.words.new(lambda: f"{title} {self.pick(SURNAMES)}")
+        else:
+            name = self.words.name(sex)
+        self.people.append(Entity(name, sex))
+        return self.people[-1]
+
+    def holder(self):
+        """Who has things: mostly a person with a name, else a farmer, a shop."""
+        draw = self.rng.random()
+        if draw < 0.8:
+            return self.person()
+        word = self.pick(PEOPLE if draw < 0.9 else PLACES)
+        sexes = {"boy": "he", "man": "he", "girl": "she", "woman": "she", "fisherman": "he", "postman": "he"}
+        sex = "it" if draw >= 0.9 else sexes.get(word, self.pick(("he", "she")))
+        return Entity(f"the {word}", sex, article(word))
+
+    def other(self, person):
+        """Another person: a new name, or a relative of `person`."""
+        if person in self.people and not person.owner and self.chance(0.25):
+            relative, sex = self.pick(RELATIVES)
+            new = Entity(f"{person.name}'s {relative}", sex, relative, person)
+            if all(one.name != new.name for one in self.people):
+                self.people.append(new)
+                return new
+        return self.person()
+
+    def thing(self, sorts="fgtsch"):
+        return self.words.thing(sorts)
+
+    def container(self, thing, boxes=None):
+        """What a thing is kept in."""
+        boxes = boxes or CONTAINERS.get(thing.sort, BOXES)
+        return Thing(self.pick([box for box in boxes if box not in thing.one and box not in self.words.used]))
+
+    def verb(self, verbs, thing, who):
+        """One of `verbs` (GAINS or LOSSES) that goes with a thing; for a shop or a school of FOR_PLACES."""
+        return self.pick([verb for verb, sorts in verbs if thing.sort and thing.sort in sorts
+                          and (not who or who.sex != "it" or verb in FOR_PLACES)])
+
+    # -- numbers
+
+    def amount(self, low=2, high=None):
+        """A number of the story's size; among large ones, smaller ones are more likely."""
+        high = self.size if high is None else min(high, self.size)
+        require(high >= low)
+        if high <= 100:
+            return self.rng.randint(low, high)
+        return min(high, max(low, int(math.exp(self.rng.uniform(math.log(max(low, 5)), math.log(high + 1))))))
+
+    def few(self, low=2, high=12):
+        """A number of boxes, days, friends."""
+        return self.rng.randint(low, high if self.size < 1000 else 3 * high)
+
+    def price(self):
+        """A price: mostly whole dollars."""
+        if self.chance(0.12):
+            return Fraction(self.rng.randint(2, 60), 4)
+        return self.rng.randint(2, max(30, min(self.size // 20, 3000)))
+
+    def less_than(self, top):
+        """A number below `top`."""
+        return self.amount(2, math.ceil(top) - 1)
+
+    def divisor(self, value, choices):
+        """One of `choices` that divides a value."""
+        return self.pick([k for k in choices if value % k == 0 and value > k])
+
+    def first_value(self, form):
+        """The value that a story begins with; often one that can be shared."""
+        if form in ("price", "spent"):
+            return self.price()
+        return self.few() * self.few() if self.chance(0.35) else self.amount(3)
+
+    # -- telling and finding
+
+    def tell(self, kind, wordings, fields, place=None):
+        """Add a fact, in one of its wordings for which all fields are there; that at place 1 is held out for
+        test files. place: where among the facts (the end).
+        """
+        if self.wordings != "all":
+            wordings = wordings[1:2] if self.wordings == "test" else wordings[:1] + wordings[2:]
+        for wording in self.in_random_order(wordings):
+            if available(wording, fields):
+                place = len(self.facts) if place is None else place
+                return self.facts.insert(place, Fact(kind, wording, fields))
+        raise DeadEnd
+
+    def in_random_order(self, wordings):
+        """The wordings shuffled; with probability PLAIN the first one comes before them."""
+        plain = wordings[:1] if self.chance(PLAIN) else []
+        return plain + self.rng.sample(wordings, len(wordings))
+
+    def tell_quantity(self, quantity):
+        """Tell a quantity with its value, in the wordings of its form."""
+        form = "act" if quantity.form == "own" and quantity.V != "have" else quantity.form
+        self.tell(form, TELL[form], Fields(self, quantity))
+
+    def find(self, equation, asks, fields):
+        """The next step: its value becomes the field x. Its sub-question names what is counted only where the
+        story tells of several things: "How many does Tom have now?"
+
+        Raises DeadEnd where the value is no number for a child, or where the same has been asked before.
+        """
+        left, sign, right = equation.split(" ")
+        operands = [Fraction(fields[one] if one.isalpha() else one) for one in (left, right)]
+        fields["x"] = value = COMPUTE[sign](*operands)
+        require(1 <= value <= 1_000_000 and (100 * value if fields["T"].money else value).denominator == 1)
+        wordings = questions_for(asks, fields.quantity)
+        clear = not self.mixed and not fields["T"].money
+        wording = wordings[0].replace("How many {T} ", "How many ") if clear else wordings[0]
+        require(available(wording, fields))
+        question = self.ask(wording, fields, SPEAKER)
+        require(question not in [step.question for step in self.steps])
+        self.steps.append(Step(sign.join(map(SPEAKER.number, operands)), value, question, wordings, fields))
+        return value
+
+    def ask(self, wording, fields, speaker, tense=None):
+        """A question. tense: "will" or "would", where the sentence before it is a condition."""
+        if "DO]" not in wording:  # not "how old will be Tom?"
+            tense = None
+        now = "present" if re.search(r"\bnow\b", wording) else self.now
+        return capital(fill(wording, fields, tense or self.tense, tense or now, speaker))
+
+
+COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+def questions_for(asks, quantity):
+    """How QUESTIONS asks for what a step finds: of this form of quantity, if it has questions of its own."""
+    form = quantity.form
+    if asks == "same":
+        asks = "act" if form == "own" and quantity.V != "have" else {"own": "have"}.get(form, form)
+    names = f"{asks} {form}", f"{asks} money" if quantity.T.money else asks, asks
+    return next(QUESTIONS[name] for name in names if name in QUESTIONS)
+
+
+# ---- the template teacher: the fields of wordings and equations --------------------------------------------
+
+class Fields(dict):
+    """What stands for the names in wordings and equations: of a quantity, drawn as DRAW says, or None."""
+
+    def __init__(self, story, quantity, **given):
+        super().__init__({"S": quantity.S, "V": quantity.V, "T": quantity.T, "tail": quantity.tail,
+                          "a": quantity.value} | quantity.extra | given)
+        self.story, self.quantity = story, quantity
+
+    def __missing__(self, name):
+        if name in DRAW:
+            self[name] = DRAW[name](self.story, self)
+            return self[name]
+        small = uncapital(name)
+        if small != name and (small in self or small in DRAW):
+            return capital(str(self[small]))  # {Tail}
+
+
+DRAW = {  # drawn where a wording or an equation has them
+    # numbers
+    "b": lambda story, f: story.amount(),
+    "c": lambda story, f: story.amount(),
+    "l": lambda story, f: story.less_than(f["a"]),
+    "g": lambda story, f: f["a"] + story.amount(),
+    "d": lambda story, f: story.divisor(f["a"], range(2, 26)),
+    "j": lambda story, f: story.divisor(f["a"], range(3, 11)),
+    "q": lambda story, f: story.divisor(f["a"], NTH),
+    "z": lambda story, f: story.divisor(f["x"], range(2, 51)),
+    "h": lambda story, f: 2,
+    "k": lambda story, f: story.pick((3, 4, 5, 6, 7, 8, 10)),
+    "n": lambda story, f: story.few(),
+    "w": lambda story, f: story.few(2, 8),
+    "v": lambda story, f: story.less_than(f["x"]),
+    "y": lambda story, f: story.rng.randint(2, 20),
+    "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
+    "r": lambda story, f: story.amount(2, 2000),
+    "p": lambda story, f: story.price(),
+    "s": lambda story, f: f["n"] * f["p"],
+    "t": lambda story, f: f["n"] * f["m"],
+    "u": lambda story, f: f["n"] * f["r"],
+    "i": lambda story, f: story.pick([bill for bill in BILLS if bill > f["a"]][:2]),
+    # verbs, people, things
+    "GET": lambda story, f: story.verb(GAINS, f["T"], f["S"]),
+    "LOSE": lambda story, f: story.verb(LOSSES, f["T"], f["S"]),
+    "BUY": lambda story, f: story.pick(("buy", "buy", "order", "get")),
+    "USE": lambda story, f: "use" if f["T"].sort and f["T"].sort in "fghs" else None,
+    "DOING": lambda story, f: story.pick(DOINGS),
+    "O": lambda story, f: story.other(f["S"]),
+    "friends": lambda story, f: Thing(story.pick(SHARERS)),
+    "groups": lambda story, f: story.container(f["T"]),
+    "things": lambda story, f: story.thing(),
+    "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
+    "money": lambda story, f: DOLLARS,
+    "days": lambda story, f: Thing("day"),
+    "weeks": lambda story, f: Thing("week"),
+    "age": lambda story, f: story.rng.randint(6, 60),
+    # texts
+    "T1": lambda story, f: f["T"].one,
+    "a_T1": lambda story, f: article(f["T"].one),
+    "friend": lambda story, f: f["friends"].one,
+    "group": lambda story, f: f["groups"].one,
+    "thing": lambda story, f: f["things"].one,
+    "a_thing": lambda story, f: article(f["things"].one),
+    "unit": lambda story, f: f["units"].one,
+    "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
+    "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
+    "them": lambda story, f: "the money" if f["T"].money else "the {T}" if story.mixed else story.pick(THEM),
+    "box": lambda story, f: story.pick(CONTAINERS[f["T"].sort]) if f["T"].sort else None,
+    "item": lambda story, f: article(story.thing("ftsch").one),
+    "item2": lambda story, f: article(story.thing("ftsch").one),
+    "hours": lambda story, f: f"{f['w']} hours" if f["unit"] == "hour" else None,
+    "at": lambda story, f: "in",
+    "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
+    "here": lambda story, f: story.pick(HERE),
+    "later": lambda story, f: story.pick(LATER),
+    "job": lambda story, f: story.pick(JOBS),
+    "per": lambda story, f: story.pick((article(f["unit"]), *(f"{each} {f['unit']}" for each in EACH))),
+    "each_unit": lambda story, f: f"{story.pick(EACH[:2])} {f['unit']}",
+    "bill": lambda story, f: story.pick((f"a ${f['i']} bill", f"a {f['i']}-dollar bill")),
+    "adjectives": lambda story, f: [thing.adjective for thing in with_adjectives(story, f["T"])],
+    "adj": lambda story, f: f["adjectives"][0],
+    "adj2": lambda story, f: f["adjectives"][1],
+    "rest": lambda story, f: story.pick(("the rest", "the others", "all the others", "the remaining {T}")),
+    "now_g": lambda story, f: story.pick(NOW_HAS).replace("#", "{g T}"),
+    "now_l": lambda story, f: story.pick(NOW_HAS).replace("#", "{l T}"),
+    "now_c": lambda story, f: story.pick(NOW_HAS).replace("#", "{c T} left"),
+    "while": lambda story, f: story.pick(WHILES),
+    "crowd": lambda story, f: story.pick(CROWDS_AT_WORK),
+}
+
+
+# ---- the template teacher: how a story begins --------------------------------------------------------------
+# An opening draws a quantity that has no value yet and is not told.
+
+
+def first_of(name, options):
+    """The fields of a quantity that is the first of several: "on Monday", and what the others are."""
+    return {name: options[0], "others": {name: options[1:]}}
+
+
+def with_adjectives(story, thing):
+    """A thing with two adjectives or more: red apples, green apples."""
+    require(thing.sort and not thing.adjective and not thing.content)
+    fit = FITTING.get(thing.sort, FITTING["other"])
+    group = story.pick([group for group in ADJECTIVES if all(one in fit for one in group)])
+    return [replace(thing, adjective=adjective) for adjective in story.rng.sample(group, len(group))]
+
+
+def open_own(story):
+    """Tom has 5 apples; 5 red apples; picks 5 apples on Monday; has 5 boxes."""
+    thing, draw = story.thing("fgtscha"), story.rng.random()
+    quantity = Quantity("own", story.holder(), "have", thing)
+    if draw < 0.15:
+        return replace(quantity, **first_of("T", with_adjectives(story, thing)))
+    if draw < 0.2:
+        return replace(quantity, **first_of("T", story.rng.sample(story.pick(WHOLES[PEOPLE_WHOLES:])[:2], 2)))
+    if draw < 0.3:
+        return replace(quantity, V=story.verb(GAINS, thing, quantity.S))
+    if draw < 0.4:
+        story.tense, verb = "past", story.verb(GAINS, thing, quantity.S)
+        return replace(quantity, form="act", V=verb, **first_of("tail", story.pick(TIMES)))
+    if draw < 0.48 and story.steps_left > 1 and thing.sort != "a" and thing.one not in BOXES:
+        boxes = replace(story.container(thing, BOXES), sort="h", content=thing)
+        return replace(quantity, T=boxes, also=("boxes",), extra={"content": thing})
+    return quantity
+
+
+def open_act(story):
+    """Tom reads 5 pages on Monday."""
+    quantity = Quantity("act", story.person(), *story.pick(ACTS))
+    if story.chance(0.3):
+        return quantity
+    story.tense = "past"
+    return replace(quantity, **first_of("tail", story.pick(TIMES)))
+
+
+def open_there(story):
+    """There are 5 birds in the tree; 5 red pens in the bag; 5 boys in the class."""
+    draw = story.rng.random()
+    if draw < 0.5:
+        thing, where, comes, goes = story.pick(SCENES)
+        return Quantity("there", T=thing, tail=where, extra={"COME": comes, "GO": goes})
+    if draw < 0.75:
+        thing, places = story.thing(), story.pick(SPOTS)
+        several = first_of("tail", places)
+        if story.chance(0.4):
+            several = first_of("T", with_adjectives(story, thing)) | {"tail": places[0]}
+        return Quantity("there", **{"T": thing} | several, extra={"COME": "be added", "GO": "be taken away"})
+    several = first_of("T", story.rng.sample(story.pick(WHOLES[:PEOPLE_WHOLES])[:2], 2))
+    return Quantity("there", tail=story.pick(CROWDS), **several, extra={"COME": "come", "GO": "leave"})
+
+
+def open_money(story):
+    """Tom has $5."""
+    return Quantity("money", story.person(), "have", DOLLARS)
+
+
+def open_spent(story):
+    """Tom spends $14 on a hat."""
+    return Quantity("spent", story.person(), "spend", DOLLARS)
+
+
+def open_price(story):
+    """The hat costs $12."""
+    names = [story.thing().one for _ in range(2)]
+    items = [Entity(f"the {name}", "it", article(name)) for name in names]
+    return Quantity("price", items[0], "cost", DOLLARS, others={"S": items[1:]})
+
+
+def open_be(story):
+    """Tom is 5 years old; the rope is 5 meters long."""
+    what, unit, adjective, *opposite = story.pick(MEASURES)
+    if what == "person":
+        who = [story.person()]
+        who.append(story.other(who[0]))
+    elif adjective == "old":
+        who = [Entity(f"{story.person().name}'s {what}", "it", "-") for _ in range(2)]
     else:
-        form = verb if many else add_s(verb, "s|sh|ch|x|z|o")
-    return " ".join([form, *rest])
+        who = [Entity(f"the {word} {what}") for word in story.pick(WHICH)]
+    more, less, side = DEGREES[adjective]
+    grows = what in ("tree", "plant", "snake") or (what, adjective) == ("person", "tall")
+    also = ("grows",) if grows else ("cut",) if what in ("rope", "ribbon", "board", "stick") else ()
+    form = {"old": "age", "heavy": "weigh"}.get(adjective, "be")
+    story.size = min(story.size, 40 if form == "age" else 200)
+    story.tense = "present" if form == "age" else story.tense
+    extra = {"adj": adjective, "more": more, "less": opposite[0] if opposite else less, "side": side}
+    return Quantity(form, who[0], "be", Thing(unit), others={"S": who[1:]}, extra=extra, also=also)
 
 
-# ---- the template teacher's language: words ----------------------------------------------------------------
+def open_groups(story):
+    """Seats in rows, cookies in jars."""
+    thing, at = story.thing(), "in"
+    if story.chance(0.5):
+        item, group, at = story.pick(GROUPS)
+        thing, group = Thing(item), Thing(group)
+    else:
+        group = story.container(thing)
+    extra = {"groups": group, "at": at, "COME": "be added", "GO": "be taken away"}
+    return Quantity("groups", T=thing, extra=extra)
 
-BOYS = word_list("""Adam Ali Anton Ben Bill Bruno Carl Chen Dan David Diego Eric Felix Finn Frank Fred George
-Hassan Henry Hugo Ivan Jack Jake James Jamal Jim Joe John Jonas Josh Juan Karl Kevin Kofi Kurt Leo Liam Luis
-Marco Mark Matt Max Mike Milo Ned Nick Noah Oliver Omar Oscar Paul Pedro Peter Raj Robert Ryan Sam Simon Steve
-Tariq Ted Theo Tim Tom Tony Victor Yuri Zack""")
-GIRLS = word_list("""Alice Amara Amy Ana Anna Beth Carla Carmen Carol Chloe Clara Dana Daisy Elena Ella Emily
-Emma Eva Farah Fiona Gina Grace Greta Hana Hannah Helen Ines Irene Jane Jenny Jill Joan Julia Kate Kim Laila
-Laura Lena Lily Lina Lisa Lucy Maria Mary Maya Megan Mia Mina Nadia Nancy Nina Nora Olga Olivia Priya Rania
-Rita Rosa Ruth Sally Sandra Sara Sofia Sue Tina Uma Vera Wanda Yara Zoe""")
-SURNAMES = word_list("""Adams Baker Brown Carter Clark Cook Davis Diaz Evans Fisher Garcia Gray Green Hall
-Hill Jones Khan Kim King Lee Lopez Miller Moore Patel Reed Rivera Smith Stone Taylor Walker White Young""")
-PEOPLE = word_list("""farmer teacher gardener baker carpenter painter fisherman shopkeeper waiter florist
-tailor librarian cook builder driver coach nurse artist scout tourist student boy girl man woman shepherd
-potter postman grocer collector chef neighbour mechanic magician sailor hunter jeweler dentist pilot""")
-PLACES = word_list("""school shop library museum farm zoo bakery factory club hotel hospital store market
-stand restaurant pet_shop toy_shop bookshop supermarket company kindergarten garden_center village bike_shop
-charity""")
-RELATIVES = row_list("""brother:he sister:she mother:she father:he cousin:he cousin:she uncle:he aunt:she
-grandmother:she grandfather:he friend:he friend:she neighbour:he neighbour:she classmate:she teammate:he
-roommate:she son:he daughter:she twin_brother:he little_sister:she older_brother:he best_friend:she""")
-SHARERS = word_list("""friend child student cousin neighbour classmate sister brother grandchild player person
-teammate guest visitor""")
 
-# Sorts of things: f food, g what grows and is picked, t toys and collections, s school and paper,
-# c clothes and things made by hand, h household and tools, a animals.
-NOUNS = by_sort(
-    f="""cookie cupcake sandwich muffin egg pancake donut biscuit cracker pretzel pie cake candy
-bar_of_chocolate piece_of_candy slice_of_pizza slice_of_bread bottle_of_juice can_of_soup glass_of_milk
-cup_of_tea jar_of_jam bag_of_chips chocolate hot_dog burger waffle sausage taco meatball dumpling lollipop
-gumdrop marshmallow popsicle jelly_bean candy_bar bun bagel brownie tart loaf_of_bread pizza ice_cream_cone
-snack_bar bowl_of_rice bottle_of_water carton_of_milk fish_stick chicken_wing spring_roll bread_roll
-granola_bar raisin almond peanut walnut hazelnut cashew caramel mint toffee omelet croissant bowl_of_soup
-plate_of_pasta cheese_stick fruit_bar pudding""",
-    g="""apple orange banana pear peach plum lemon lime melon grape cherry strawberry blueberry raspberry
-mango kiwi tomato potato carrot onion cucumber pumpkin pepper radish bean corncob cabbage coconut apricot fig
-date olive turnip beet rose tulip daisy lily sunflower daffodil violet orchid mushroom acorn chestnut pinecone
-leaf herb seedling pineapple papaya watermelon nectarine tangerine grapefruit ear_of_corn head_of_lettuce
-zucchini eggplant marigold carnation poppy pomegranate avocado sweet_potato pea_pod""",
-    t="""marble sticker balloon doll puzzle kite ball block card coin stamp shell rock badge toy_car
-teddy_bear robot bead button crystal magnet medal poster photo postcard token ticket ribbon whistle drum yo-yo
-top baseball_card action_figure video_game board_game stuffed_animal seashell fossil feather comic_book
-bottle_cap paper_plane model_plane trading_card playing_card toy_soldier tennis_ball soccer_ball basketball
-jump_rope rubber_duck glow_stick water_balloon skateboard scooter bike drone pebble gem charm trophy keychain
-snow_globe souvenir wrapper bracelet ring""",
-    s="""pencil pen crayon eraser marker notebook book folder ruler envelope stapler brush paintbrush
-sharpener paperclip highlighter magazine newspaper letter map chart diary textbook sheet_of_paper
-piece_of_chalk glue_stick piece_of_paper library_book workbook flashcard index_card greeting_card invitation
-sticky_note story_book atlas binder thumbtack backpack lunch_box calculator pencil_case bookmark calendar""",
-    c="""shirt hat scarf sock dress skirt coat jacket sweater glove mitten belt tie cap shoe boot sandal
-necklace blanket pillow quilt basket vase pot bowl paper_flower paper_crane costume mask puppet birdhouse
-table chair bench shelf wreath lantern clay_pot friendship_bracelet T-shirt uniform flag cushion apron purse
-painting drawing bow vest bathrobe""",
-    h="""plate cup spoon fork knife glass mug bottle jar can box bag bucket towel lamp clock key bulb nail
-screw brick tile hammer rope battery mirror umbrella plant broom sponge candle match bolt board plank napkin
-tray pan kettle stool ladder paint_can light_bulb curtain rug flower_pot fence_post suitcase tent flashlight
-pipe hose stone log stick straw coupon bar_of_soap paper_towel roll_of_tape pair_of_scissors pair_of_gloves
-tool""",
-    a="""chicken duck goose goat sheep cow pig horse rabbit hen turkey fish goldfish hamster puppy kitten
-parrot turtle pony lamb frog bee donkey guinea_pig pigeon lizard snail snake mouse canary duckling llama
-ostrich crab beetle caterpillar""")
-ADJECTIVES = row_list("""red:blue:green:yellow big:small old:new white:black long:short wooden:plastic
-fresh:dried large:small round:square plain:striped brown:gray pink:purple heavy:light cheap:expensive
-broken:whole ripe:unripe sweet:sour gold:silver clean:dirty shiny:dull thick:thin full:empty
-orange:white:black tall:short dark:light used:new""")
-FITTING = by_sort(  # the adjectives of a thing
-    f="fresh dried big large small sweet sour plain round square",
-    a="white brown black big small old gray large new",
-    g="red green yellow blue ripe unripe fresh dried big small large sweet sour white black",
-    other="""red blue green yellow big small old new white black long short wooden plastic large round square
-plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty shiny
-dull thick thin orange dark used""")
-CONTAINERS = by_sort(
-    f="box bag plate jar tray basket packet tin bowl", g="basket crate bag box sack bowl bucket carton",
-    t="box bag jar pack drawer tin pile bin", s="box pack drawer folder stack carton bag",
-    c="box bag pile drawer crate suitcase rack", h="box crate pack carton drawer stack",
-    a="cage pen barn")
-BOXES = word_list("box bag jar basket crate pack")
-GROUPS = row_list("""chair:row:in tree:row:in student:team:in child:group:in photo:page:on book:shelf:on
-car:row:in seat:row:in soldier:line:in desk:row:in player:team:on passenger:bus:on flower:vase:in bird:cage:in
-guest:table:at dancer:group:in plant:row:in page:chapter:in camper:tent:in problem:page:on stamp:page:on
-picture:wall:on window:floor:on apple:tree:on room:floor:on worker:crew:in singer:row:in rower:boat:in
-kid:van:in star:flag:on bead:necklace:on button:shirt:on candle:cake:on petal:flower:on slice:pizza:in
-song:album:on light:string:on lamp:street:in nail:board:in""")
-HAVE_PARTS = row_list("""dog:4:leg cat:4:leg horse:4:leg spider:8:leg bird:2:wing chicken:2:leg ant:6:leg
-bee:6:leg car:4:wheel bicycle:2:wheel tricycle:3:wheel octopus:8:arm hand:5:finger triangle:3:side
-square:4:side table:4:leg stool:3:leg cube:6:face wagon:4:wheel truck:6:wheel pentagon:5:side crab:10:leg
-cow:4:leg sheep:4:leg""")
-UNITS = row_list("""week:7:day year:12:month hour:60:minute day:24:hour dozen:12:egg meter:100:centimeter
-quarter:25:cent dime:10:cent minute:60:second nickel:5:cent""")
+def open_crowd(story):
+    """Some children have so many crayons each."""
+    friends = Thing(story.pick(SHARERS))
+    who = Entity(f"the {friends}", "they", "-")
+    return Quantity("crowd", who, T=story.thing(), extra={"friends": friends})
 
-# verbs of events, and the things that they go with
-GAINS = row_list("""buy:fgtscha get:fgtscha find:gtsh receive:fgtscha collect:gts pick:g gather:g win:ftsc
-make:fc bake:f cook:f grow:g order:ftsch borrow:tsh earn:t harvest:g bring_home:ftsch discover:t catch:a sew:c
-knit:c paint:c print:s craft:c raise:a adopt:a unpack:tsch acquire:tsh dig_up:g prepare:f rescue:a build:c
-draw:s obtain:tsh purchase:fgtscha choose:tsc take_home:fgtsc add:tsch pick_up:gtsh pull_out:g fetch:gh""")
-LOSSES = row_list("""lose:tscha eat:fg sell:fgtscha use:fsh give_away:fgtscha break:th throw_away:gtsh
-donate:tsch trade:t drop:fgth share:f return:tsh burn:h waste:fs serve:fg finish:f remove:tsch misplace:tsch
-lend_out:tsh ship:tsch hand_out:ftsg pass_out:fts send_off:sat recycle:sh ruin:c
-release:a smash:h crush:f drop_off:tsch mail:s bury:t spoil:f leave_behind:tsch squash:g chop_up:g""")
-# what shops and schools do
-FOR_PLACES = word_list("buy get order receive sell use give_away donate lend_out ship purchase")
-# what people do and count
-ACTS = [(verb, Thing(noun)) for verb, noun in row_list("""read:page walk:mile run:mile jog:mile drive:mile
-cycle:kilometer swim:lap solve:problem do:push-up do:sit-up score:point score:goal take:photo write:letter
-wash:car watch:movie deliver:newspaper answer:question plant:tree paint:picture climb:stair
-drink:glass_of_water type:word bake:loaf_of_bread catch:fish send:message learn:new_word practice:hour
-work:hour sleep:hour hike:kilometer visit:museum clean:window repair:bike milk:cow mow:lawn sell:newspaper
-pick:apple make:bracelet fold:paper_crane study:hour receive:email play:game win:game wrap:gift grade:test
-carry:brick build:model draw:picture sing:song ride:mile row:mile travel:kilometer eat:cookie knit:scarf
-lay:tile dig:hole cut:log count:bird walk:dog feed:duck pack:box iron:shirt cook:meal collect:can save:dollar
-earn:dollar spend:dollar raise:dollar serve:customer load:truck print:poster record:video shovel:driveway
-water:plant peel:potato sharpen:pencil hang:picture post:photo stack:block pay:dollar teach:lesson
-attend:class fix:computer sew:button crack:egg fill:bottle light:candle design:card sell:ticket jump:rope""")]
-# who or what is where; how they come, how they go
-SCENES = [(Thing(noun), *rest) for noun, *rest in row_list("""bird:in_the_tree:land:fly_away
-passenger:on_the_bus:get_on:get_off child:in_the_park:come:go_home duck:on_the_pond:swim_over:fly_off
-car:in_the_parking_lot:arrive:drive_away student:in_the_classroom:come_in:leave
-guest:at_the_party:arrive:go_home person:in_the_line:join:leave fish:in_the_tank:be_added:die
-boat:in_the_harbor:sail_in:sail_out visitor:in_the_museum:come_in:leave ant:on_the_leaf:crawl_up:crawl_off
-frog:on_the_log:hop_on:jump_off book:on_the_shelf:be_put_there:be_borrowed
-cow:in_the_field:come_back:wander_off kid:on_the_playground:run_over:go_inside
-player:on_the_field:come_on:leave_the_field sheep:in_the_meadow:arrive:run_away
-flower:in_the_vase:be_added:wilt egg:in_the_fridge:be_put_in:be_eaten customer:in_the_store:walk_in:walk_out
-person:on_the_train:get_on:get_off bee:in_the_garden:fly_in:fly_off monkey:in_the_cage:be_brought_in:escape
-tree:in_the_orchard:be_planted:be_cut_down skater:on_the_ice:skate_in:go_home
-dancer:on_the_stage:come_on:step_off butterfly:in_the_meadow:flutter_in:flutter_off
-cookie:in_the_jar:be_added:be_eaten toy:in_the_box:be_put_in:be_taken_out member:in_the_club:join:quit
-runner:in_the_race:sign_up:drop_out plane:at_the_airport:land:take_off worker:at_the_factory:be_hired:retire
-bottle:in_the_crate:be_put_in:be_taken_out coin:in_the_fountain:be_thrown_in:be_fished_out
-candle:on_the_cake:be_lit:be_blown_out""")]
-# measures: whose, unit, adjective, its opposite if it is not the usual one; adjectives: more, less, noun
-MEASURES = row_list("""person:year:old person:centimeter:tall person:inch:tall person:pound:heavy
-person:kilogram:heavy rope:meter:long rope:foot:long ribbon:inch:long ribbon:centimeter:long tower:meter:tall
-building:foot:tall tree:foot:tall tree:meter:tall bridge:meter:long river:mile:long road:kilometer:long
-movie:minute:long lake:foot:deep pool:meter:deep box:pound:heavy dog:kilogram:heavy table:inch:wide
-garden:meter:wide snake:inch:long train:meter:long mountain:foot:high wall:foot:high fence:meter:long
-plant:inch:tall dog:year:old house:year:old:newer car:year:old:newer trail:mile:long board:inch:long
-stick:centimeter:long street:meter:long lesson:minute:long package:pound:heavy""")
-DEGREES = {adjective: degrees for adjective, *degrees in row_list("""old:older:younger:age
-tall:taller:shorter:height heavy:heavier:lighter:weight long:longer:shorter:length deep:deeper:shallower:depth
-wide:wider:narrower:width high:higher:lower:height""")}
-WHICH = row_list("first:second red:blue old:new wooden:metal left:right small:large northern:southern")
-RATES = row_list("""earn:dollar:hour earn:dollar:week save:dollar:month save:dollar:week get:dollar:day
-travel:mile:hour drive:kilometer:hour walk:mile:hour ride:mile:hour make:cookie:hour bake:loaf_of_bread:day
-paint:wall:day fill:bottle:minute sell:ticket:day sew:shirt:week build:toy:day read:page:day read:page:hour
-drink:bottle_of_water:day eat:apple:day pick:apple:hour run:mile:week type:word:minute solve:problem:hour
-do:push-up:day spend:dollar:week pay:dollar:month swim:lap:day plant:tree:day""")
-TIMES = row_list("""on_Monday:on_Tuesday:on_Wednesday in_the_morning:in_the_afternoon:in_the_evening
-yesterday:today last_week:this_week in_May:in_June:in_July on_Saturday:on_Sunday
-on_the_first_day:on_the_second_day:on_the_third_day last_month:this_month last_year:this_year
-on_Thursday:on_Friday:on_Saturday before_lunch:after_lunch in_spring:in_summer:in_autumn
-in_the_first_half:in_the_second_half in_March:in_April at_school:at_home
-in_the_first_week:in_the_second_week:in_the_third_week in_January:in_February
-in_the_first_hour:in_the_second_hour in_the_first_game:in_the_second_game""")
-# of two times together, by the first
-BOTH_TIMES = {first: both for both, *firsts in row_list("""
-on_both_days:on_Monday:yesterday:on_Saturday:on_Thursday that_day:in_the_morning:before_lunch
-over_the_two_days:on_the_first_day in_both_months:in_May:last_month:in_March:in_January
-in_both_weeks:last_week:in_the_first_week in_both_years:last_year in_both_hours:in_the_first_hour
-in_both_games:in_the_first_game in_the_whole_game:in_the_first_half that_year:in_spring""")
-              for first in firsts}
-SPOTS = row_list("""in_the_basket:in_the_bowl on_the_table:on_the_floor in_the_kitchen:in_the_cellar
-in_the_red_box:in_the_blue_box in_the_front_yard:in_the_back_yard on_the_left:on_the_right upstairs:downstairs
-in_the_bag:in_the_box in_the_first_room:in_the_second_room at_home:at_school
-on_the_top_shelf:on_the_bottom_shelf in_the_old_house:in_the_new_house""")
-WHERE = word_list("""at_the_market at_the_fair in_the_shop at_a_yard_sale at_school at_the_park at_the_store
-in_the_garden at_the_mall on_the_way_home at_the_beach in_the_attic after_school for_a_party for_a_friend
-during_the_holidays on_Friday in_the_morning before_dinner at_camp in_the_evening""")
-HERE = ["", "", ""] + word_list("at_the_market at_the_fair at_school in_town on_the_island at_camp")
-LATER = word_list("""an_hour_later in_the_evening at_noon in_the_afternoon the_next_morning after_ten_minutes
-before_sunset""")
-# what sentences without a number say
-WHILES = word_list("""one_day after_lunch before_school on_a_rainy_day during_the_holidays after_a_long_day
-on_the_way_home at_the_beginning_of_the_year in_the_middle_of_the_week without_telling_the_others as_always
-because_of_the_cold_weather for_the_first_time at_the_end_of_the_month after_a_hearty_breakfast
-on_the_last_day_of_the_trip before_sunrise for_the_big_festival with_a_little_help before_dinner
-early_in_the_morning late_at_night to_pass_the_time in_a_small_town_near_the_sea""")
-DOINGS = word_list("""walk_to_the_market help_in_the_garden get_ready_for_a_long_trip
-plan_a_party_for_the_whole_family clean_the_old_garage visit_the_museum talk_about_the_weather
-prepare_everything_for_the_next_day wait_for_the_bus play_in_the_park look_out_of_the_window
-want_to_learn_something_new work_on_a_school_project go_to_a_concert decorate_the_house listen_to_the_radio
-watch_the_birds start_a_new_hobby open_a_small_shop join_a_club make_a_list have_an_idea
-need_things_for_the_kitchen take_part_in_a_contest move_to_another_house follow_an_old_recipe
-meet_friends_at_the_station carry_everything_home think_about_a_present try_something_new""")
-CROWDS_AT_WORK = word_list("""the_neighbours many_people the_children most_families the_teachers all_visitors
-the_workers the_students some_friends the_tourists the_people_of_the_town the_members_of_the_club""")
-JOBS = word_list("""mowing_lawns washing_cars walking_dogs babysitting selling_lemonade delivering_newspapers
-cleaning_windows raking_leaves helping_at_home watering_plants painting_a_fence shoveling_snow tutoring
-feeding_cats carrying_bags""")
-WHOLES = [[Thing(one) for one in row] for row in row_list("""boy:girl:child man:woman:person
-adult:child:person cat:dog:pet rose:tulip:flower apple:pear:fruit novel:comic:book dime:nickel:coin
-car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable student:teacher:person pine:oak:tree
-chair:stool:seat goldfish:guppy:fish violin:guitar:instrument""")]
-PEOPLE_WHOLES = 3  # the first so many of WHOLES are people: they come and go
-CROWDS = word_list("""in_the_class on_the_bus in_the_park at_the_party in_the_choir in_the_club at_the_camp
-in_the_hall on_the_train in_the_theater at_the_pool in_the_museum""")
-NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten eleven twelve")
-BILLS = 5, 10, 20, 50, 100, 500, 1000, 5000
-EACH = "each", "every", "per"
-THEM = "the {T}", "the {T}", "them"
-NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
-NTH = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 10: "tenth"}
-PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
-            for row in row_list("he:him:his she:her:her it:it:its they:them:their")}
-ONSETS = word_list("""b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sc sh
-sk sl sm sn sp st th tr wh""")
-VOWELS = word_list("a a a e e e i i i o o o u u ai ay ea ee ia ie oa oo ou y")
-CODAS = word_list("b ck d g k l ll m n n nd ng nn nt p r rd rk rt s ss st t tt th x")
+
+def open_shop(story):
+    """Tom buys pens."""
+    return Quantity("shop", story.person(), "buy", DOLLARS)
+
+
+def open_rate(story):
+    """Tom reads so many pages a day."""
+    verb, noun, unit = story.pick(RATES)
+    thing = Thing(noun)
+    if story.chance(0.4):
+        (verb, thing), unit = story.pick(ACTS), story.pick(("day", "day", "day", "week", "month"))
+    vehicle = Entity(f"the {story.pick(('train', 'plane', 'bus', 'car', 'ship'))}")
+    who = vehicle if verb == "travel" else story.person()
+    return Quantity("rate", who, verb, thing, extra={"units": Thing(unit)})
+
+
+def open_parts(story):
+    """Dogs have 4 legs, weeks 7 days."""
+    name, n, part = story.pick(HAVE_PARTS + UNITS)
+    form = "parts" if [name, n, part] in HAVE_PARTS else "units"
+    story.tense = "present"
+    return Quantity(form, story.person(), T=Thing(name), extra={"e": int(n), "parts": Thing(part)})
+
+
+OPENINGS = {  # how often one begins a problem of one step, and one of several
+    open_own: (50, 64), open_act: (11, 11), open_there: (16, 12), open_money: (6, 6), open_be: (7, 5),
+    open_groups: (8, 6), open_shop: (10, 10), open_rate: (10, 7), open_price: (4, 2), open_spent: (6, 8),
+    open_crowd: (2, 2), open_parts: (2, 1)}
+
+
+# ---- the template teacher: how a story goes on -------------------------------------------------------------
+
+RESULTS = {  # the quantity that a kind gives, of the one that it has taken and its fields
+    "own": lambda old, f: replace(old, form="own", V="have", tail=""),
+    "act": lambda old, f: replace(old, form="act", tail="", others={}),
+    "there": lambda old, f: replace(old, form="there", others={}),
+    "money": lambda old, f: Quantity("money", old.S, "have", DOLLARS),
+    "spent": lambda old, f: Quantity("spent", old.S, "spend", DOLLARS),
+    "content": lambda old, f: Quantity("own", old.S, "have", f["content"]),
+    "end": lambda old, f: old,
+}
+LAST = "end", "difference", "part"  # a story ends with what these kinds give
+
+
+def go_on(story, quantity):
+    """Tell what happens to a quantity and find the one that comes of it. Raises DeadEnd."""
+    kind = draw_kind(story, quantity)
+    if quantity.value is None:
+        quantity = replace(quantity, value=story.first_value(quantity.form))
+        if not kind.takes[0].endswith("?"):
+            story.tell_quantity(quantity)
+    compared, story.compared = story.compared, None
+    if kind.gives == "other":
+        return relate(story, kind, quantity)
+    if kind.gives == "part":
+        return other_part(story, kind, quantity)
+    if kind.gives in ("joint", "difference"):
+        return put_together(story, kind, quantity, compared)
+    fields = Fields(story, quantity)
+    for equation, asks in kind.steps:  # this draws the numbers that are told
+        value = story.find(equation, asks, fields)
+    if kind.say:
+        story.tell(kind.name, kind.say, fields)
+    return replace(RESULTS[kind.gives](quantity, fields), value=value)
+
+
+def draw_kind(story, quantity):
+    """One of the KINDS that take such a quantity, with as many steps as the story has left, or with fewer."""
+    forms = {quantity.form, *quantity.also}
+    forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
+    fit, weights, left = [], [], story.steps_left
+    for kind in KINDS:
+        left_then = left - len(kind.steps)
+        if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
+            fit.append(kind)
+            rare = story.level < 3 and kind.backwards
+            weights.append(kind.weight / 4 if rare else kind.weight)
+    require(fit)
+    return story.rng.choices(fit, weights)[0]
+
+
+def other_quantity(story, quantity):
+    """A quantity that can be compared with this one: of another person, time, place or thing; and in what
+    they differ: "S", "tail" or "T".
+    """
+    ways = [way for way in ("S", "tail", "T") if quantity.others.get(way)] * 4
+    if quantity.S in story.people and "S" not in ways:
+        ways += ["S"] * 3
+    plain = quantity.T.sort and not quantity.T.adjective and not quantity.T.content and not quantity.others
+    if quantity.form in ("own", "there") and plain:
+        ways += ["T"] * 2
+    way, others = story.pick(ways), dict(quantity.others)
+    if others.get(way):
+        new, *others[way] = others[way]
+    else:
+        new = story.other(quantity.S) if way == "S" else story.thing(quantity.T.sort)
+    story.mixed |= way == "T"
+    story.ways.append(way)
+    extra = {} if way == "tail" else quantity.extra  # birds come, but to which of two places?
+    return replace(quantity, value=None, others=others, extra=extra, **{way: new}), way
+
+
+def reference(story, quantity, way):
+    """The fields of what something is compared with: {ref} is Tom, "on Monday" or "red apples"."""
+    ref = {"S": quantity.S, "tail": quantity.tail, "T": str(quantity.T)}[way]
+    if way == "tail":
+        return {"ref": ref}
+    if way == "T" or quantity.form == "price":
+        return {"ref": ref, "one": ref}
+    verb = "have" if quantity.V == "have" else "do"
+    return {"ref": ref, "one": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
+
+
+def relate(story, kind, quantity):
+    """Ann has 3 more apples than Tom; or backwards: Tom has 3 more than Ann, and Ann's are asked for."""
+    other, way = other_quantity(story, quantity)
+    told, ref = (quantity, other) if kind.backwards else (other, quantity)
+    (equation, asks), = kind.steps
+    fields = Fields(story, told, **{"a": quantity.value} | reference(story, ref, way))
+    letter = equation[-1]
+    asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
+    value = story.find(equation, asks, asked)
+    first = len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
+    story.tell(kind.name, kind.say, fields, place=0 if first else None)
+    story.compared = quantity, way
+    return replace(other, value=value)
+
+
+def put_together(story, kind, quantity, compared):
+    """How many do Tom and Ann have together? How many more has Ann than Tom? Ann's are told, or were compared
+    with Tom's.
+    """
+    if kind.say:
+        other, way = other_quantity(story, quantity)
+        other = replace(other, value=story.price() if other.form == "price" else story.amount())
+        story.tell_quantity(other)
+        two = quantity, other
+    else:
+        require(compared)
+        other, way = compared
+        two = other, quantity
+    (equation, asks), = kind.steps
+    if kind.gives == "joint":
+        joint, tail = join_quantities(story, *two, way)
+        days = [one for one in story.ways if one != "S"]
+        require(days == ([way] if way != "S" else []))  # no other day or thing is left out
+        story.ways = []
+        last = story.steps_left == 1  # nothing can happen to "apples and pears", or to a sum of ages
+        require(last or joint.T.one != "thing" and joint.form not in ("age", "weigh"))
+        story.ordered |= story.steps_left > 1
+        fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
+        if way == "S" and len(story.people) == 2:
+            fields["both"] = story.pick(("both", "the two"))
+        if way == "tail":
+            fields["both_times"] = (BOTH_TIMES.get(quantity.tail) or BOTH_TIMES.get(other.tail)
+                                    or "in both places")
+        return replace(joint, value=story.find(equation, asks, fields))
+    small, big = sorted(two, key=lambda one: one.value)
+    told, ref = (small, big) if asks == "fewer" else (big, small)
+    fields = Fields(story, told, **reference(story, ref, way) | {"a": big.value, "b": small.value})
+    story.find(equation, asks, fields)
+    return quantity
+
+
+def join_quantities(story, first, second, way):
+    """What two quantities count together; and how a question says so: "in all", "together"."""
+    joint = replace(first, value=None, tail="", others={}, also=())
+    if way == "S":
+        they = "they" if len(story.people) == 2 and story.chance(0.5) else ""
+        return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", they)), "together"
+    if way == "tail":
+        return joint, "" if first.form == "there" else "in all"
+    names = sorted((str(first.T), str(second.T)))
+    wholes = [whole for *kinds, whole in WHOLES if sorted(map(str, kinds)) == names]
+    both = wholes[0] if wholes else Thing("thing", join(names))
+    both = replace(first.T, adjective="") if first.T.adjective else both
+    return replace(joint, T=both, tail=first.tail), first.tail if first.form == "there" else "in all"
+
+
+def other_part(story, kind, quantity):
+    """Tom has 9 apples in all. 5 of them are green. How many are red?"""
+    other, way = other_quantity(story, quantity)
+    require(way != "S")
+    whole, _ = join_quantities(story, quantity, other, way)
+    of_kind = (quantity.T.adjective or str(quantity.T)) if way == "T" else None
+    fields = Fields(story, quantity, whole=whole.T, whole_tail=whole.tail, of_kind=of_kind,
+                    has="there [+be]" if quantity.form == "there" else "{S} [V]")
+    (equation, asks), = kind.steps
+    story.find(equation, asks, Fields(story, other, a=quantity.value, g=fields["g"]))
+    story.tell(kind.name, kind.say, fields)
+    return other
+
+
+# ---- the template teacher: from wordings to sentences ------------------------------------------------------
+
+class Speaker:
+    """How sub-questions speak: names, not pronouns; digits."""
+
+    def name(self, entity, case):
+        return self.inflected(entity, entity.name, case)
+
+    def inflected(self, entity, name, case):
+        return name + ("'" if entity.sex == "they" and entity.name.endswith("s") else "'s") * (case == "'s")
+
+    def number(self, value):
+        return str(int(value)) if value == int(value) else f"{float(value):.2f}"
+
+    def dollars(self, value):
+        """A number of dollars without the word."""
+        return f"${self.number(value)}"
+
+    def count(self, value, thing, more):
+        """The number with its thing; more: "", "more", "fewer", "added" or "of", as in wordings."""
+        more = {"more": "more ", "fewer": "less " if thing.money else "fewer "}.get(more, "")
+        return f"{self.number(value)} {more}{thing.of(value)}"
+
+
+class Narrator(Speaker):
+    """How the text of a problem speaks: pronouns, numbers in words, "$5", "5 of them"."""
+
+    def __init__(self, rng, mixed):
+        """mixed: whether the story tells of several things, so that "5 of them" could be any."""
+        self.rng, self.mixed = rng, mixed
+        self.subject, self.known, self.before, self.here = None, set(), set(), set()
+        self.in_words, self.commas, self.signs = rng.random() < 0.15, rng.random() < 0.3, rng.random() < 0.75
+        self.pronouns = rng.choice((0.2, 0.6, 0.9))
+
+    def name(self, entity, case):
+        self.here.add(entity)
+        rival = any(one.sex == entity.sex and one is not entity for one in self.before | self.here)
+        rare = entity.sex == "it" and not entity.first
+        likely = self.pronouns * (0.1 if rival else 1) * (0.15 if rare else 1)
+        if entity is self.subject and entity.first != "-" and self.rng.random() < likely:
+            return PRONOUNS[entity.sex][case]
+        name, owner = entity.name, entity.owner
+        if owner:
+            whose = PRONOUNS[owner.sex]["'s"] if owner is self.subject else f"{owner.name}'s"
+            name = f"{whose} {entity.first}"
+        elif entity not in self.known and entity.first not in ("", "-"):
+            name = entity.first
+        self.known.add(entity)
+        return self.inflected(entity, name, case)
+
+    def end(self, subject):
+        """A sentence has ended; what it was about is the next one's pronoun."""
+        self.subject = subject if subject in self.here else self.subject
+        self.before, self.here = self.here, set()
+
+    def number(self, value):
+        if value != int(value):
+            return super().number(value)
+        if self.in_words and value <= 12:
+            return NUMBER_WORDS[int(value)]
+        return f"{int(value):,}" if self.commas else str(int(value))
+
+    def dollars(self, value):
+        return f"${Speaker.number(self, value)}" if self.signs else self.number(value)
+
+    def count(self, value, thing, more):
+        n, what, rng = self.number(value), thing.of(value), self.rng
+        if thing.money:
+            amount = self.dollars(value) if self.signs else f"{n} {what}"
+            return amount + {"more": " more", "added": " more", "fewer": " less"}.get(more, "")
+        if more in ("more", "fewer"):
+            return f"{n} {more} {what}"
+        if more == "added":
+            ways = f"{n} more {what}", f"another {n} {what}", f"{n} {what}", f"{n} more"
+            return rng.choice(ways[:3] if self.mixed else ways)
+        if more == "of" and not self.mixed:
+            return rng.choice((f"{n} of them", f"{n} of the {thing}", n, f"{n} {what}"))
+        return f"a dozen {thing}" if value == 12 and rng.random() < 0.15 else f"{n} {what}"
+
+
+SPEAKER = Speaker()
+# a number, what it is said with, the name of a field, its case: {b more T}, {q nth}, {tail}, {S:him}
+PLACEHOLDER = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
+VERB = re.compile(r"\[([!+-]*)([^\]]+)\]")
+
+
+def uncapital(text):
+    """The opposite of `capital`."""
+    return text[0].lower() + text[1:]
+
+
+def fill(wording, fields, tense, now, speaker):
+    """A wording with its fields filled in and its verbs conjugated: see TELL. now: the tense of [!have]."""
+    subject = fields["S"]
+
+    def text_of(match):
+        letter, more, name, case = match.groups()
+        if more == "nth":
+            return NTH[fields[letter]]
+        if letter:
+            return speaker.count(fields[letter], fields[name], more or "")
+        if name in ("him", "his"):
+            return PRONOUNS[subject.sex]["him" if name == "him" else "'s"]
+        if len(name) == 1 and name.islower():
+            money = name in "abcgl" and fields["T"].money  # amounts of T, and not "3 times"
+            return (speaker.dollars if money else speaker.number)(fields[name])
+        found = fields[name]
+        return speaker.name(found, case or "") if isinstance(found, Entity) else str(found)
+
+    def form_of(match):
+        mark, verb = match.groups()
+        verb = fields[verb] if verb.isupper() and verb != "DO" else verb
+        many = "+" in mark or "-" not in mark and bool(subject) and subject.sex == "they"
+        return conjugate(verb, now if "!" in mark else tense, many)
+
+    for _ in range(2):  # what stands for a field may have fields itself
+        wording = PLACEHOLDER.sub(text_of, wording)
+    return tidy(VERB.sub(form_of, wording))
+
+
+def available(wording, fields):
+    """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
+    things only "are {tail}". Fields that nothing has used so far are drawn here.
+    """
+    names = [match[3] for match in PLACEHOLDER.finditer(wording)]  # a list: in their order fields are drawn
+    names += [verb for _, verb in VERB.findall(wording) if verb.isupper()]
+    names += ["Tail"] if re.search(r"be\] \{tail\}", wording) else []
+    return not any(fields[name] is None or fields[name] == "" and name[0].isupper() for name in names
+                   if name not in ("", "him", "his", "DO"))
+
+
+# ---- the template teacher: from a story to a problem -------------------------------------------------------
+
+STEP_SHARES = 46, 38, 12, 2, 2, 2, 2, 2  # of problems with one step, two, ... (that --steps allows)
+PLAIN = 0.15          # how often the first wording is preferred
+UNNEEDED = 78, 18, 4  # of problems with so many quantities that nobody needs: 0, 1, 2
+SETTING = 0.2         # of problems with a sentence without a number
+ASIDES = "unneeded", "setting"
+STARTS = "Then ", "Later ", "After that ", "Soon ", "Suddenly "
+
+
+def draw_story(rng, level, n_steps, words, wordings="all"):
+    """Draw a Story of `n_steps` steps. words: () -> Words; wordings: "all", "train" or "test"."""
+    while True:
+        story = Story(rng, words(), n_steps, level, wordings)
+        try:
+            weights = [weights[n_steps > 1] for weights in OPENINGS.values()]
+            quantity = rng.choices(list(OPENINGS), weights)[0](story)
+            while story.steps_left:
+                quantity = try_to_go_on(story, quantity)
+            if level > 1 and not story.ordered and {fact.kind for fact in story.facts} <= TIMELESS:
+                rng.shuffle(story.facts)
+            for _ in range(rng.choices((0, 1, 2), UNNEEDED)[0]):
+                tell_aside(story, "unneeded", story.pick((0, 1, len(story.facts), len(story.facts))))
+            if story.chance(SETTING):
+                tell_aside(story, "setting", 0 if story.chance(0.75) else len(story.facts))
+            return story
+        except DeadEnd:
+            pass
+
+
+def try_to_go_on(story, quantity, tries=6):
+    """As go_on, again where that is a dead end; the story is then as it was. Raises DeadEnd."""
+    for _ in range(tries):
+        before = {name: list(one) if isinstance(one, list) else one for name, one in vars(story).items()}
+        try:
+            return go_on(story, quantity)
+        except DeadEnd:
+            vars(story).update(before)
+    raise DeadEnd
+
+
+def tell_aside(story, kind, place):
+    """Tell what nobody needs: a quantity ("unneeded"), or a sentence without a number ("setting")."""
+    quantity = (story.pick(story.facts) if kind == "unneeded" else story.facts[0]).fields.quantity
+    story.mixed |= kind == "unneeded"
+    who = quantity.S if quantity.S in story.people else None
+    story.tell(kind, TELL[kind], Fields(story, quantity, S=who), place)
+
+
+def write_question(story, narrator, tense):
+    """The problem's last sentence, which asks for what the last step finds."""
+    wordings, fields = story.steps[-1].wordings, story.steps[-1].fields
+    wording = next(one for one in story.in_random_order(wordings) if available(one, fields))
+    return story.ask(wording, fields, narrator, tense)
+
+
+def decapital(text, story):
+    """A sentence as the rest of a longer one: "He eats" -> "he eats", but "Tom eats"."""
+    names = {one.name.split("'")[0].split(" ")[0] for one in story.people}
+    return text if re.match(r"\w*", text)[0] in names else uncapital(text)
+
+
+def write_text(story):
+    """The text of a problem, its facts and its question; and the question alone."""
+    rng, narrator, sentences, goes_on = story.rng, Narrator(story.rng, story.mixed), [], False
+    for k, fact in enumerate(story.facts):
+        wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ASIDES
+        if all(earlier.kind in ASIDES for earlier in story.facts[:k]):
+            wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording).replace("{S} also", "{S}")
+        opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
+        fit = goes_on and opening and subject is narrator.subject and fact.kind not in (*ASIDES, "had money")
+        joined = fit and rng.random() < 0.35
+        wording = wording.removeprefix("{S} ") if joined else wording
+        text = fill(wording, fact.fields, story.tense, story.now, narrator)
+        text = re.sub(r"(?<=\. )[a-z]", lambda m: m[0].upper(), text)
+        narrator.end(subject)
+        if joined:
+            sentences[-1] = f"{sentences[-1][:-1]} and {text}"
+        else:
+            sentences.append(capital(text))
+        goes_on = opening and not joined and not aside and wording.count(".") == 1
+    last = sentences[-1]
+    simple = last.count(".") == 1 and "," not in last and len(last) < 90 and not last.startswith(STARTS)
+    if simple and not aside and rng.random() < 0.3:  # "If Tom buys 3 more, how many will he have?"
+        would = {"present": "will", "past": "would"}[story.tense] if rng.random() < 0.6 else None
+        question = write_question(story, narrator, would)
+        if re.match(r"(How|What|With|For|By) .*\?", question):
+            sentences[-1] = f"If {decapital(last[:-1], story)},"
+            return " ".join([*sentences, uncapital(question)]), question
+    else:
+        question = write_question(story, narrator, None)
+    return " ".join([*sentences, question]), question
+
+
+def write_solution(step):
+    """The solution of a step: an annotation and what it finds, "<<5+3=8>>8".
+
+    It has no more words because students learn from its tokens, and have minutes (tests/RESULTS.md).
+    """
+    return f"<<{step.equation}={result_of(step)}>>{result_of(step)}"
+
+
+def result_of(step):
+    """A step's value as the calculator writes it: not 7.50 but 7.5."""
+    return re.sub(r"(\.\d)0$", r"\1", SPEAKER.number(step.value))
+
+
+def write_problem(story):
+    """A story as a row of the JSONL file, without its id.
+
+    The last sub-question is the problem's own: where words are new to a decomposer, it copies a question more
+    reliably than it asks one.
+    """
+    text, question = write_text(story)
+    steps = [{"question": step.question, "solution": write_solution(step)} for step in story.steps]
+    if question not in [step["question"] for step in steps]:
+        steps[-1]["question"] = question
+    return {"problem": text, "steps": steps, "answer": result_of(story.steps[-1]),
+            "source": "templates", "kinds": [fact.kind for fact in story.facts]}
+
+
+def draw_split(split, args, seen, bar):
+    """Draw a split's problems, none of whose texts is in `seen` (a set of str, which grows)."""
+    rng = Random(f"{args.seed} {split}")  # one each: the test problems do not depend on the training ones
+    counts = range(args.steps[0], args.steps[1] + 1)
+    made_up = args.made_up if split == "train" else args.made_up_test
+    wordings = "all" if args.wordings == "all" else "test" if split == "test" else "train"
+    words = lambda: Words(rng, rng.random() < made_up, rng.random() < made_up, split == "train")
+    rows = []
+    while len(rows) < getattr(args, split):
+        n_steps = rng.choices(counts, [STEP_SHARES[n - 1] for n in counts])[0]
+        row = write_problem(draw_story(rng, args.level, n_steps, words, wordings))
+        if row["problem"] not in seen:
+            seen.add(row["problem"])
+            rows.append({"id": f"templates-{args.level}-{args.seed}-{split}-{len(rows) + 1}", **row})
+            bar.update()
+    return rows
+
+
+def templates(args):
+    """The template teacher: write train.jsonl, valid.jsonl and test.jsonl."""
+    make_folder(args.out)
+    seen, files = set(), {}
+    with tqdm(total=args.train + args.valid + args.test, unit=" problems", disable=None) as bar:
+        for split in reversed(SPLITS):
+            files[args.out / f"{split}.jsonl"] = draw_split(split, args, seen, bar)
+    save_files(files, args.force)
+    steps = Counter(len(row["steps"]) for row in files[args.out / "train.jsonl"])
+    print("train by steps: " + ", ".join(f"{n}: {steps[n]:,}" for n in sorted(steps)))
+    print_next(args.out, {split: getattr(args, split) for split in SPLITS})
+
+
+def steps_range(text):
+    """An argument type: numbers of steps, "2-5" or "3", as (lowest, highest)."""
+    match = re.fullmatch(r"([1-8])(?:-([1-8]))?", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
+        raise argparse.ArgumentTypeError(f"{text} is no range such as 2-5, from 1 to 8")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def add_template_flags(p):
+    """The flags of `templates`."""
+    p.add_argument("--out", type=Path, default=Path("annotations"), metavar="DIR",
+                   help="folder of the files (%(default)s)")
+    p.add_argument("--level", type=int, choices=(1, 2, 3), default=1,
+                   help="1 (default): as in books for children; 2: facts in another order; 3: also backwards")
+    p.add_argument("--steps", type=steps_range, default=(1, 5), metavar="LOW-HIGH",
+                   help="steps of a problem, 1 to 8 (1-5)")
+    for split, n in zip(SPLITS, (50_000, 500, 1_000)):
+        p.add_argument(f"--{split}", type=whole_number(1), default=n, metavar="N",
+                       help=f"problems in {split}.jsonl (%(default)s)")
+    p.add_argument("--made-up", type=number(0, 1), default=0.3, metavar="FRACTION",
+                   help="training problems with made-up names, and with made-up nouns (%(default)s)")
+    p.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
+                   help="the same for valid.jsonl and test.jsonl, with words of their own (%(default)s)")
+    p.add_argument("--wordings", choices=("all", "test"), default="all",
+                   help="all (default): every file says a fact in all its wordings; test: one of each kind's "
+                        "is held out, for test.jsonl alone")
+    add_seed_and_force(p)
 
 
 # ---- the template teacher's language: wordings -------------------------------------------------------------
@@ -395,7 +1048,7 @@ def tidy(text):
 # {b T} is the number b with its noun ("5 apples"), {b more T} "5 more apples", {b fewer T} "5 fewer apples",
 # {b added T} like {b more T} or "another 5", {b of T} "5 of them", {b} the number alone, {q nth} "third".
 # [have] is a verb in the story's tense: of {S}; [-have] of one, [+have] of many; [!have] in the tense of now.
-# [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see FIELDS.
+# [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see DRAW.
 TELL = {form: read_wordings(text) for form, text in {  # how a story tells its first quantity, by its form
     "own": """{S} ([have]|[own]) {a T}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
         {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
@@ -611,7 +1264,7 @@ def kind(name, takes, gives, weight, steps, say):
 
 
 # In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found.
-# Other numbers are drawn, as FIELDS says: b and c any, l less than a, v less than x, g greater than a, d one
+# Other numbers are drawn, as DRAW says: b and c any, l less than a, v less than x, g greater than a, d one
 # that divides a, z one that divides x, n a few, m so many in each group, p a price, r a rate, k 3 to 10. A
 # kind of your own is an entry here and, if none of QUESTIONS fits, one there.
 KINDS = [
@@ -1007,276 +1660,297 @@ TIMELESS = {"groups", "there are groups", *TELL, *(  # facts that can be told in
     kind.name for kind in KINDS if kind.gives in ("other", "joint", "difference"))}
 
 
-# ---- the template teacher: from wordings to sentences ------------------------------------------------------
+# ---- the template teacher's language: forms of words -------------------------------------------------------
 
-@dataclass(eq=False)
-class Entity:
-    """Whom or what a sentence is about."""
-    name: str
-    sex: str = "it"  # he, she, it or they
-    first: str = ""  # how a story introduces it: "a farmer", "brother"; "-": never by a pronoun
-    owner: "Entity" = None  # whose brother
+def word_list(text):
+    """The words of a table; a "_" in one is a space."""
+    return [word.replace("_", " ") for word in text.split()]
 
 
-class Speaker:
-    """How sub-questions speak: names, not pronouns; digits."""
-
-    def name(self, entity, case):
-        return self.inflected(entity, entity.name, case)
-
-    def inflected(self, entity, name, case):
-        return name + ("'" if entity.sex == "they" and entity.name.endswith("s") else "'s") * (case == "'s")
-
-    def number(self, value):
-        return str(int(value)) if value == int(value) else f"{float(value):.2f}"
-
-    def dollars(self, value):
-        """A number of dollars without the word."""
-        return f"${self.number(value)}"
-
-    def count(self, value, thing, more):
-        """The number with its thing; more: "", "more", "fewer", "added" or "of", as in wordings."""
-        more = {"more": "more ", "fewer": "less " if thing.money else "fewer "}.get(more, "")
-        return f"{self.number(value)} {more}{thing.of(value)}"
+def row_list(text):
+    """Like `word_list`, each split at its colons."""
+    return [word.split(":") for word in word_list(text)]
 
 
-class Narrator(Speaker):
-    """How the text of a problem speaks: pronouns, numbers in words, "$5", "5 of them"."""
-
-    def __init__(self, rng, mixed):
-        """mixed: whether the story tells of several things, so that "5 of them" could be any."""
-        self.rng, self.mixed = rng, mixed
-        self.subject, self.known, self.before, self.here = None, set(), set(), set()
-        self.in_words, self.commas, self.signs = rng.random() < 0.15, rng.random() < 0.3, rng.random() < 0.75
-        self.pronouns = rng.choice((0.2, 0.6, 0.9))
-
-    def name(self, entity, case):
-        self.here.add(entity)
-        rival = any(one.sex == entity.sex and one is not entity for one in self.before | self.here)
-        rare = entity.sex == "it" and not entity.first
-        likely = self.pronouns * (0.1 if rival else 1) * (0.15 if rare else 1)
-        if entity is self.subject and entity.first != "-" and self.rng.random() < likely:
-            return PRONOUNS[entity.sex][case]
-        name, owner = entity.name, entity.owner
-        if owner:
-            whose = PRONOUNS[owner.sex]["'s"] if owner is self.subject else f"{owner.name}'s"
-            name = f"{whose} {entity.first}"
-        elif entity not in self.known and entity.first not in ("", "-"):
-            name = entity.first
-        self.known.add(entity)
-        return self.inflected(entity, name, case)
-
-    def end(self, subject):
-        """A sentence has ended; what it was about is the next one's pronoun."""
-        self.subject = subject if subject in self.here else self.subject
-        self.before, self.here = self.here, set()
-
-    def number(self, value):
-        if value != int(value):
-            return super().number(value)
-        if self.in_words and value <= 12:
-            return NUMBER_WORDS[int(value)]
-        return f"{int(value):,}" if self.commas else str(int(value))
-
-    def dollars(self, value):
-        return f"${Speaker.number(self, value)}" if self.signs else self.number(value)
-
-    def count(self, value, thing, more):
-        n, what, rng = self.number(value), thing.of(value), self.rng
-        if thing.money:
-            amount = self.dollars(value) if self.signs else f"{n} {what}"
-            return amount + {"more": " more", "added": " more", "fewer": " less"}.get(more, "")
-        if more in ("more", "fewer"):
-            return f"{n} {more} {what}"
-        if more == "added":
-            ways = f"{n} more {what}", f"another {n} {what}", f"{n} {what}", f"{n} more"
-            return rng.choice(ways[:3] if self.mixed else ways)
-        if more == "of" and not self.mixed:
-            return rng.choice((f"{n} of them", f"{n} of the {thing}", n, f"{n} {what}"))
-        return f"a dozen {thing}" if value == 12 and rng.random() < 0.15 else f"{n} {what}"
+def by_sort(**texts):
+    """Tables, one a keyword, as {sort of thing: list of words}."""
+    return {sort: word_list(text) for sort, text in texts.items()}
 
 
-SPEAKER = Speaker()
-# a number, what it is said with, the name of a field, its case: {b more T}, {q nth}, {tail}, {S:him}
-PLACEHOLDER = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
-VERB = re.compile(r"\[([!+-]*)([^\]]+)\]")
+def capital(text):
+    """A text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
 
 
-def uncapital(text):
-    """The opposite of `capital`."""
-    return text[0].lower() + text[1:]
+def article(noun):
+    """A noun behind its article: "an apple"."""
+    return f"{'an' if noun[0] in 'aeio' or noun.startswith(('um', 'hour')) else 'a'} {noun}"
 
 
-def fill(wording, fields, tense, now, speaker):
-    """A wording with its fields filled in and its verbs conjugated: see TELL. now: the tense of [!have]."""
-    subject = fields["S"]
-
-    def text_of(match):
-        letter, more, name, case = match.groups()
-        if more == "nth":
-            return NTH[fields[letter]]
-        if letter:
-            return speaker.count(fields[letter], fields[name], more or "")
-        if name in ("him", "his"):
-            return PRONOUNS[subject.sex]["him" if name == "him" else "'s"]
-        if len(name) == 1 and name.islower():
-            money = name in "abcgl" and fields["T"].money  # amounts of T, and not "3 times"
-            return (speaker.dollars if money else speaker.number)(fields[name])
-        found = fields[name]
-        return speaker.name(found, case or "") if isinstance(found, Entity) else str(found)
-
-    def form_of(match):
-        mark, verb = match.groups()
-        verb = fields[verb] if verb.isupper() and verb != "DO" else verb
-        many = "+" in mark or "-" not in mark and bool(subject) and subject.sex == "they"
-        return conjugate(verb, now if "!" in mark else tense, many)
-
-    for _ in range(2):  # what stands for a field may have fields itself
-        wording = PLACEHOLDER.sub(text_of, wording)
-    return tidy(VERB.sub(form_of, wording))
+def join(names):
+    """Names in a row: "Ann, Ben and Carl"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def available(wording, fields):
-    """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
-    things only "are {tail}". Fields that nothing has used so far are drawn here.
+def add_s(word, hissing="s|sh|ch|x|z"):
+    """A word with the s of a plural or of he, she, it: "boxes", "cries"."""
+    if re.search(f"({hissing})$", word):
+        return word + "es"
+    return word[:-1] + "ies" if re.search("[^aeou]y$", word) else word + "s"
+
+
+PLURALS = dict(row_list("""leaf:leaves knife:knives shelf:shelves scarf:scarves loaf:loaves goose:geese
+sheep:sheep fish:fish goldfish:goldfish mouse:mice man:men woman:women child:children grandchild:grandchildren
+person:people tomato:tomatoes potato:potatoes mango:mangoes foot:feet"""))
+
+
+def plural(noun):
+    """"slice of bread" -> "slices of bread"."""
+    head, of, rest = noun.partition(" of ")
+    *before, last = head.split(" ")
+    return " ".join([*before, PLURALS.get(last) or add_s(last)]) + of + rest
+
+
+AUXILIARIES = {  # present of many and of one, past of many and of one; DO is that of a question
+    "DO": ("do", "does", "did", "did"), "can": ("can", "can", "could", "could"),
+    "will": ("will", "will", "would", "would"), "be": ("are", "is", "were", "was"),
+    "have": ("have", "has", "had", "had")}
+PAST = dict(row_list("""do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found make:made
+take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew split:split see:saw cut:cut
+say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:won catch:caught dig:dug
+build:built choose:chose lose:lost eat:ate break:broke throw:threw lend:lent read:read
+run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept sing:sang ride:rode lay:laid feed:fed
+hang:hung teach:taught light:lit fly:flew come:came quit:quit meet:met"""))
+DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab step")
+
+
+def conjugate(verb, tense, many):
+    """A verb's form: ("give away", "past", False) -> "gave away". many: of more than one. Tenses: present,
+    past, will, would.
     """
-    names = [match[3] for match in PLACEHOLDER.finditer(wording)]  # a list: in their order fields are drawn
-    names += [verb for _, verb in VERB.findall(wording) if verb.isupper()]
-    names += ["Tail"] if re.search(r"be\] \{tail\}", wording) else []
-    return not any(fields[name] is None or fields[name] == "" and name[0].isupper() for name in names
-                   if name not in ("", "him", "his", "DO"))
+    verb, *rest = verb.split(" ")
+    if tense in ("will", "would"):
+        form = tense if verb == "DO" else f"{tense} {verb}"
+    elif verb in AUXILIARIES:
+        form = AUXILIARIES[verb][2 * (tense == "past") + (not many)]
+    elif tense == "past":
+        stem = verb[:-1] + "i" if re.search("[^aeou]y$", verb) else verb + verb[-1] * (verb in DOUBLED)
+        form = PAST.get(verb) or (verb + "d" if verb[-1] == "e" else stem + "ed")
+    else:
+        form = verb if many else add_s(verb, "s|sh|ch|x|z|o")
+    return " ".join([form, *rest])
 
 
-# ---- the template teacher: a story and its world -----------------------------------------------------------
+# ---- the template teacher's language: words ----------------------------------------------------------------
 
-class DeadEnd(Exception):
-    """This story cannot go on; begin another."""
+DOLLARS = Thing("dollar")
+BOYS = word_list("""Adam Ali Anton Ben Bill Bruno Carl Chen Dan David Diego Eric Felix Finn Frank Fred George
+Hassan Henry Hugo Ivan Jack Jake James Jamal Jim Joe John Jonas Josh Juan Karl Kevin Kofi Kurt Leo Liam Luis
+Marco Mark Matt Max Mike Milo Ned Nick Noah Oliver Omar Oscar Paul Pedro Peter Raj Robert Ryan Sam Simon Steve
+Tariq Ted Theo Tim Tom Tony Victor Yuri Zack""")
+GIRLS = word_list("""Alice Amara Amy Ana Anna Beth Carla Carmen Carol Chloe Clara Dana Daisy Elena Ella Emily
+Emma Eva Farah Fiona Gina Grace Greta Hana Hannah Helen Ines Irene Jane Jenny Jill Joan Julia Kate Kim Laila
+Laura Lena Lily Lina Lisa Lucy Maria Mary Maya Megan Mia Mina Nadia Nancy Nina Nora Olga Olivia Priya Rania
+Rita Rosa Ruth Sally Sandra Sara Sofia Sue Tina Uma Vera Wanda Yara Zoe""")
+SURNAMES = word_list("""Adams Baker Brown Carter Clark Cook Davis Diaz Evans Fisher Garcia Gray Green Hall
+Hill Jones Khan Kim King Lee Lopez Miller Moore Patel Reed Rivera Smith Stone Taylor Walker White Young""")
+PEOPLE = word_list("""farmer teacher gardener baker carpenter painter fisherman shopkeeper waiter florist
+tailor librarian cook builder driver coach nurse artist scout tourist student boy girl man woman shepherd
+potter postman grocer collector chef neighbour mechanic magician sailor hunter jeweler dentist pilot""")
+PLACES = word_list("""school shop library museum farm zoo bakery factory club hotel hospital store market
+stand restaurant pet_shop toy_shop bookshop supermarket company kindergarten garden_center village bike_shop
+charity""")
+RELATIVES = row_list("""brother:he sister:she mother:she father:he cousin:he cousin:she uncle:he aunt:she
+grandmother:she grandfather:he friend:he friend:she neighbour:he neighbour:she classmate:she teammate:he
+roommate:she son:he daughter:she twin_brother:he little_sister:she older_brother:he best_friend:she""")
+SHARERS = word_list("""friend child student cousin neighbour classmate sister brother grandchild player person
+teammate guest visitor""")
 
+# Sorts of things: f food, g what grows and is picked, t toys and collections, s school and paper,
+# c clothes and things made by hand, h household and tools, a animals.
+NOUNS = by_sort(
+    f="""cookie cupcake sandwich muffin egg pancake donut biscuit cracker pretzel pie cake candy
+bar_of_chocolate piece_of_candy slice_of_pizza slice_of_bread bottle_of_juice can_of_soup glass_of_milk
+cup_of_tea jar_of_jam bag_of_chips chocolate hot_dog burger waffle sausage taco meatball dumpling lollipop
+gumdrop marshmallow popsicle jelly_bean candy_bar bun bagel brownie tart loaf_of_bread pizza ice_cream_cone
+snack_bar bowl_of_rice bottle_of_water carton_of_milk fish_stick chicken_wing spring_roll bread_roll
+granola_bar raisin almond peanut walnut hazelnut cashew caramel mint toffee omelet croissant bowl_of_soup
+plate_of_pasta cheese_stick fruit_bar pudding""",
+    g="""apple orange banana pear peach plum lemon lime melon grape cherry strawberry blueberry raspberry
+mango kiwi tomato potato carrot onion cucumber pumpkin pepper radish bean corncob cabbage coconut apricot fig
+date olive turnip beet rose tulip daisy lily sunflower daffodil violet orchid mushroom acorn chestnut pinecone
+leaf herb seedling pineapple papaya watermelon nectarine tangerine grapefruit ear_of_corn head_of_lettuce
+zucchini eggplant marigold carnation poppy pomegranate avocado sweet_potato pea_pod""",
+    t="""marble sticker balloon doll puzzle kite ball block card coin stamp shell rock badge toy_car
+teddy_bear robot bead button crystal magnet medal poster photo postcard token ticket ribbon whistle drum yo-yo
+top baseball_card action_figure video_game board_game stuffed_animal seashell fossil feather comic_book
+bottle_cap paper_plane model_plane trading_card playing_card toy_soldier tennis_ball soccer_ball basketball
+jump_rope rubber_duck glow_stick water_balloon skateboard scooter bike drone pebble gem charm trophy keychain
+snow_globe souvenir wrapper bracelet ring""",
+    s="""pencil pen crayon eraser marker notebook book folder ruler envelope stapler brush paintbrush
+sharpener paperclip highlighter magazine newspaper letter map chart diary textbook sheet_of_paper
+piece_of_chalk glue_stick piece_of_paper library_book workbook flashcard index_card greeting_card invitation
+sticky_note story_book atlas binder thumbtack backpack lunch_box calculator pencil_case bookmark calendar""",
+    c="""shirt hat scarf sock dress skirt coat jacket sweater glove mitten belt tie cap shoe boot sandal
+necklace blanket pillow quilt basket vase pot bowl paper_flower paper_crane costume mask puppet birdhouse
+table chair bench shelf wreath lantern clay_pot friendship_bracelet T-shirt uniform flag cushion apron purse
+painting drawing bow vest bathrobe""",
+    h="""plate cup spoon fork knife glass mug bottle jar can box bag bucket towel lamp clock key bulb nail
+screw brick tile hammer rope battery mirror umbrella plant broom sponge candle match bolt board plank napkin
+tray pan kettle stool ladder paint_can light_bulb curtain rug flower_pot fence_post suitcase tent flashlight
+pipe hose stone log stick straw coupon bar_of_soap paper_towel roll_of_tape pair_of_scissors pair_of_gloves
+tool""",
+    a="""chicken duck goose goat sheep cow pig horse rabbit hen turkey fish goldfish hamster puppy kitten
+parrot turtle pony lamb frog bee donkey guinea_pig pigeon lizard snail snake mouse canary duckling llama
+ostrich crab beetle caterpillar""")
+ADJECTIVES = row_list("""red:blue:green:yellow big:small old:new white:black long:short wooden:plastic
+fresh:dried large:small round:square plain:striped brown:gray pink:purple heavy:light cheap:expensive
+broken:whole ripe:unripe sweet:sour gold:silver clean:dirty shiny:dull thick:thin full:empty
+orange:white:black tall:short dark:light used:new""")
+FITTING = by_sort(  # the adjectives of a thing
+    f="fresh dried big large small sweet sour plain round square",
+    a="white brown black big small old gray large new",
+    g="red green yellow blue ripe unripe fresh dried big small large sweet sour white black",
+    other="""red blue green yellow big small old new white black long short wooden plastic large round square
+plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty shiny
+dull thick thin orange dark used""")
+CONTAINERS = by_sort(
+    f="box bag plate jar tray basket packet tin bowl", g="basket crate bag box sack bowl bucket carton",
+    t="box bag jar pack drawer tin pile bin", s="box pack drawer folder stack carton bag",
+    c="box bag pile drawer crate suitcase rack", h="box crate pack carton drawer stack",
+    a="cage pen barn")
+BOXES = word_list("box bag jar basket crate pack")
+GROUPS = row_list("""chair:row:in tree:row:in student:team:in child:group:in photo:page:on book:shelf:on
+car:row:in seat:row:in soldier:line:in desk:row:in player:team:on passenger:bus:on flower:vase:in bird:cage:in
+guest:table:at dancer:group:in plant:row:in page:chapter:in camper:tent:in problem:page:on stamp:page:on
+picture:wall:on window:floor:on apple:tree:on room:floor:on worker:crew:in singer:row:in rower:boat:in
+kid:van:in star:flag:on bead:necklace:on button:shirt:on candle:cake:on petal:flower:on slice:pizza:in
+song:album:on light:string:on lamp:street:in nail:board:in""")
+HAVE_PARTS = row_list("""dog:4:leg cat:4:leg horse:4:leg spider:8:leg bird:2:wing chicken:2:leg ant:6:leg
+bee:6:leg car:4:wheel bicycle:2:wheel tricycle:3:wheel octopus:8:arm hand:5:finger triangle:3:side
+square:4:side table:4:leg stool:3:leg cube:6:face wagon:4:wheel truck:6:wheel pentagon:5:side crab:10:leg
+cow:4:leg sheep:4:leg""")
+UNITS = row_list("""week:7:day year:12:month hour:60:minute day:24:hour dozen:12:egg meter:100:centimeter
+quarter:25:cent dime:10:cent minute:60:second nickel:5:cent""")
 
-def require(condition):
-    """Raise DeadEnd unless the condition holds."""
-    if not condition:
-        raise DeadEnd
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a story is about at some point: of whom, what, when or where, and how much."""
-    form: str               # which KINDS take it
-    S: Entity = None        # whose it is, or who does it; None: things that are there
-    V: str = "have"         # the verb
-    T: Thing = None         # what is counted
-    tail: str = ""          # when or where
-    value: Fraction = None  # None: not told yet
-    others: dict = field(default_factory=dict)  # what it may be compared with: {"tail": ["on Tuesday"]}
-    extra: dict = field(default_factory=dict)   # more fields of its wordings
-    also: tuple = ()                            # more forms that it has
-
-
-class Fact(NamedTuple):
-    """What one sentence or two tell: a kind, one of its wordings, and what fills it."""
-    kind: str
-    wording: str
-    fields: dict
-
-
-class Step(NamedTuple):
-    """What is found: the equation "5+3", its value, the sub-question, and how else it may be asked."""
-    equation: str
-    value: Fraction
-    question: str
-    wordings: list
-    fields: dict
-
-
-class Fields(dict):
-    """What stands for the names in wordings and equations: of a quantity, drawn as FIELDS says, or None."""
-
-    def __init__(self, story, quantity, **given):
-        super().__init__({"S": quantity.S, "V": quantity.V, "T": quantity.T, "tail": quantity.tail,
-                          "a": quantity.value} | quantity.extra | given)
-        self.story, self.quantity = story, quantity
-
-    def __missing__(self, name):
-        if name in FIELDS:
-            self[name] = FIELDS[name](self.story, self)
-            return self[name]
-        small = uncapital(name)
-        if small != name and (small in self or small in FIELDS):
-            return capital(str(self[small]))  # {Tail}
-
-
-FIELDS = {  # drawn where a wording or an equation has them
-    # numbers
-    "b": lambda story, f: story.amount(),
-    "c": lambda story, f: story.amount(),
-    "l": lambda story, f: story.less_than(f["a"]),
-    "g": lambda story, f: f["a"] + story.amount(),
-    "d": lambda story, f: story.divisor(f["a"], range(2, 26)),
-    "j": lambda story, f: story.divisor(f["a"], range(3, 11)),
-    "q": lambda story, f: story.divisor(f["a"], NTH),
-    "z": lambda story, f: story.divisor(f["x"], range(2, 51)),
-    "h": lambda story, f: 2,
-    "k": lambda story, f: story.pick((3, 4, 5, 6, 7, 8, 10)),
-    "n": lambda story, f: story.few(),
-    "w": lambda story, f: story.few(2, 8),
-    "v": lambda story, f: story.less_than(f["x"]),
-    "y": lambda story, f: story.rng.randint(2, 20),
-    "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
-    "r": lambda story, f: story.amount(2, 2000),
-    "p": lambda story, f: story.price(),
-    "s": lambda story, f: f["n"] * f["p"],
-    "t": lambda story, f: f["n"] * f["m"],
-    "u": lambda story, f: f["n"] * f["r"],
-    "i": lambda story, f: story.pick([bill for bill in BILLS if bill > f["a"]][:2]),
-    # verbs, people, things
-    "GET": lambda story, f: story.verb(GAINS, f["T"], f["S"]),
-    "LOSE": lambda story, f: story.verb(LOSSES, f["T"], f["S"]),
-    "BUY": lambda story, f: story.pick(("buy", "buy", "order", "get")),
-    "USE": lambda story, f: "use" if f["T"].sort and f["T"].sort in "fghs" else None,
-    "DOING": lambda story, f: story.pick(DOINGS),
-    "O": lambda story, f: story.other(f["S"]),
-    "friends": lambda story, f: Thing(story.pick(SHARERS)),
-    "groups": lambda story, f: story.container(f["T"]),
-    "things": lambda story, f: story.thing(),
-    "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
-    "money": lambda story, f: DOLLARS,
-    "days": lambda story, f: Thing("day"),
-    "weeks": lambda story, f: Thing("week"),
-    "age": lambda story, f: story.rng.randint(6, 60),
-    # texts
-    "T1": lambda story, f: f["T"].one,
-    "a_T1": lambda story, f: article(f["T"].one),
-    "friend": lambda story, f: f["friends"].one,
-    "group": lambda story, f: f["groups"].one,
-    "thing": lambda story, f: f["things"].one,
-    "a_thing": lambda story, f: article(f["things"].one),
-    "unit": lambda story, f: f["units"].one,
-    "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
-    "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
-    "them": lambda story, f: "the money" if f["T"].money else "the {T}" if story.mixed else story.pick(THEM),
-    "box": lambda story, f: story.pick(CONTAINERS[f["T"].sort]) if f["T"].sort else None,
-    "item": lambda story, f: article(story.thing("ftsch").one),
-    "item2": lambda story, f: article(story.thing("ftsch").one),
-    "hours": lambda story, f: f"{f['w']} hours" if f["unit"] == "hour" else None,
-    "at": lambda story, f: "in",
-    "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
-    "here": lambda story, f: story.pick(HERE),
-    "later": lambda story, f: story.pick(LATER),
-    "job": lambda story, f: story.pick(JOBS),
-    "per": lambda story, f: story.pick((article(f["unit"]), *(f"{each} {f['unit']}" for each in EACH))),
-    "each_unit": lambda story, f: f"{story.pick(EACH[:2])} {f['unit']}",
-    "bill": lambda story, f: story.pick((f"a ${f['i']} bill", f"a {f['i']}-dollar bill")),
-    "adjectives": lambda story, f: [thing.adjective for thing in with_adjectives(story, f["T"])],
-    "adj": lambda story, f: f["adjectives"][0],
-    "adj2": lambda story, f: f["adjectives"][1],
-    "rest": lambda story, f: story.pick(("the rest", "the others", "all the others", "the remaining {T}")),
-    "now_g": lambda story, f: story.pick(NOW_HAS).replace("#", "{g T}"),
-    "now_l": lambda story, f: story.pick(NOW_HAS).replace("#", "{l T}"),
-    "now_c": lambda story, f: story.pick(NOW_HAS).replace("#", "{c T} left"),
-    "while": lambda story, f: story.pick(WHILES),
-    "crowd": lambda story, f: story.pick(CROWDS_AT_WORK),
-}
+# verbs of events, and the things that they go with
+GAINS = row_list("""buy:fgtscha get:fgtscha find:gtsh receive:fgtscha collect:gts pick:g gather:g win:ftsc
+make:fc bake:f cook:f grow:g order:ftsch borrow:tsh earn:t harvest:g bring_home:ftsch discover:t catch:a sew:c
+knit:c paint:c print:s craft:c raise:a adopt:a unpack:tsch acquire:tsh dig_up:g prepare:f rescue:a build:c
+draw:s obtain:tsh purchase:fgtscha choose:tsc take_home:fgtsc add:tsch pick_up:gtsh pull_out:g fetch:gh""")
+LOSSES = row_list("""lose:tscha eat:fg sell:fgtscha use:fsh give_away:fgtscha break:th throw_away:gtsh
+donate:tsch trade:t drop:fgth share:f return:tsh burn:h waste:fs serve:fg finish:f remove:tsch misplace:tsch
+lend_out:tsh ship:tsch hand_out:ftsg pass_out:fts send_off:sat recycle:sh ruin:c
+release:a smash:h crush:f drop_off:tsch mail:s bury:t spoil:f leave_behind:tsch squash:g chop_up:g""")
+# what shops and schools do
+FOR_PLACES = word_list("buy get order receive sell use give_away donate lend_out ship purchase")
+# what people do and count
+ACTS = [(verb, Thing(noun)) for verb, noun in row_list("""read:page walk:mile run:mile jog:mile drive:mile
+cycle:kilometer swim:lap solve:problem do:push-up do:sit-up score:point score:goal take:photo write:letter
+wash:car watch:movie deliver:newspaper answer:question plant:tree paint:picture climb:stair
+drink:glass_of_water type:word bake:loaf_of_bread catch:fish send:message learn:new_word practice:hour
+work:hour sleep:hour hike:kilometer visit:museum clean:window repair:bike milk:cow mow:lawn sell:newspaper
+pick:apple make:bracelet fold:paper_crane study:hour receive:email play:game win:game wrap:gift grade:test
+carry:brick build:model draw:picture sing:song ride:mile row:mile travel:kilometer eat:cookie knit:scarf
+lay:tile dig:hole cut:log count:bird walk:dog feed:duck pack:box iron:shirt cook:meal collect:can save:dollar
+earn:dollar spend:dollar raise:dollar serve:customer load:truck print:poster record:video shovel:driveway
+water:plant peel:potato sharpen:pencil hang:picture post:photo stack:block pay:dollar teach:lesson
+attend:class fix:computer sew:button crack:egg fill:bottle light:candle design:card sell:ticket jump:rope""")]
+# who or what is where; how they come, how they go
+SCENES = [(Thing(noun), *rest) for noun, *rest in row_list("""bird:in_the_tree:land:fly_away
+passenger:on_the_bus:get_on:get_off child:in_the_park:come:go_home duck:on_the_pond:swim_over:fly_off
+car:in_the_parking_lot:arrive:drive_away student:in_the_classroom:come_in:leave
+guest:at_the_party:arrive:go_home person:in_the_line:join:leave fish:in_the_tank:be_added:die
+boat:in_the_harbor:sail_in:sail_out visitor:in_the_museum:come_in:leave ant:on_the_leaf:crawl_up:crawl_off
+frog:on_the_log:hop_on:jump_off book:on_the_shelf:be_put_there:be_borrowed
+cow:in_the_field:come_back:wander_off kid:on_the_playground:run_over:go_inside
+player:on_the_field:come_on:leave_the_field sheep:in_the_meadow:arrive:run_away
+flower:in_the_vase:be_added:wilt egg:in_the_fridge:be_put_in:be_eaten customer:in_the_store:walk_in:walk_out
+person:on_the_train:get_on:get_off bee:in_the_garden:fly_in:fly_off monkey:in_the_cage:be_brought_in:escape
+tree:in_the_orchard:be_planted:be_cut_down skater:on_the_ice:skate_in:go_home
+dancer:on_the_stage:come_on:step_off butterfly:in_the_meadow:flutter_in:flutter_off
+cookie:in_the_jar:be_added:be_eaten toy:in_the_box:be_put_in:be_taken_out member:in_the_club:join:quit
+runner:in_the_race:sign_up:drop_out plane:at_the_airport:land:take_off worker:at_the_factory:be_hired:retire
+bottle:in_the_crate:be_put_in:be_taken_out coin:in_the_fountain:be_thrown_in:be_fished_out
+candle:on_the_cake:be_lit:be_blown_out""")]
+# measures: whose, unit, adjective, its opposite if it is not the usual one; adjectives: more, less, noun
+MEASURES = row_list("""person:year:old person:centimeter:tall person:inch:tall person:pound:heavy
+person:kilogram:heavy rope:meter:long rope:foot:long ribbon:inch:long ribbon:centimeter:long tower:meter:tall
+building:foot:tall tree:foot:tall tree:meter:tall bridge:meter:long river:mile:long road:kilometer:long
+movie:minute:long lake:foot:deep pool:meter:deep box:pound:heavy dog:kilogram:heavy table:inch:wide
+garden:meter:wide snake:inch:long train:meter:long mountain:foot:high wall:foot:high fence:meter:long
+plant:inch:tall dog:year:old house:year:old:newer car:year:old:newer trail:mile:long board:inch:long
+stick:centimeter:long street:meter:long lesson:minute:long package:pound:heavy""")
+DEGREES = {adjective: degrees for adjective, *degrees in row_list("""old:older:younger:age
+tall:taller:shorter:height heavy:heavier:lighter:weight long:longer:shorter:length deep:deeper:shallower:depth
+wide:wider:narrower:width high:higher:lower:height""")}
+WHICH = row_list("first:second red:blue old:new wooden:metal left:right small:large northern:southern")
+RATES = row_list("""earn:dollar:hour earn:dollar:week save:dollar:month save:dollar:week get:dollar:day
+travel:mile:hour drive:kilometer:hour walk:mile:hour ride:mile:hour make:cookie:hour bake:loaf_of_bread:day
+paint:wall:day fill:bottle:minute sell:ticket:day sew:shirt:week build:toy:day read:page:day read:page:hour
+drink:bottle_of_water:day eat:apple:day pick:apple:hour run:mile:week type:word:minute solve:problem:hour
+do:push-up:day spend:dollar:week pay:dollar:month swim:lap:day plant:tree:day""")
+TIMES = row_list("""on_Monday:on_Tuesday:on_Wednesday in_the_morning:in_the_afternoon:in_the_evening
+yesterday:today last_week:this_week in_May:in_June:in_July on_Saturday:on_Sunday
+on_the_first_day:on_the_second_day:on_the_third_day last_month:this_month last_year:this_year
+on_Thursday:on_Friday:on_Saturday before_lunch:after_lunch in_spring:in_summer:in_autumn
+in_the_first_half:in_the_second_half in_March:in_April at_school:at_home
+in_the_first_week:in_the_second_week:in_the_third_week in_January:in_February
+in_the_first_hour:in_the_second_hour in_the_first_game:in_the_second_game""")
+# of two times together, by the first
+BOTH_TIMES = {first: both for both, *firsts in row_list("""
+on_both_days:on_Monday:yesterday:on_Saturday:on_Thursday that_day:in_the_morning:before_lunch
+over_the_two_days:on_the_first_day in_both_months:in_May:last_month:in_March:in_January
+in_both_weeks:last_week:in_the_first_week in_both_years:last_year in_both_hours:in_the_first_hour
+in_both_games:in_the_first_game in_the_whole_game:in_the_first_half that_year:in_spring""")
+              for first in firsts}
+SPOTS = row_list("""in_the_basket:in_the_bowl on_the_table:on_the_floor in_the_kitchen:in_the_cellar
+in_the_red_box:in_the_blue_box in_the_front_yard:in_the_back_yard on_the_left:on_the_right upstairs:downstairs
+in_the_bag:in_the_box in_the_first_room:in_the_second_room at_home:at_school
+on_the_top_shelf:on_the_bottom_shelf in_the_old_house:in_the_new_house""")
+WHERE = word_list("""at_the_market at_the_fair in_the_shop at_a_yard_sale at_school at_the_park at_the_store
+in_the_garden at_the_mall on_the_way_home at_the_beach in_the_attic after_school for_a_party for_a_friend
+during_the_holidays on_Friday in_the_morning before_dinner at_camp in_the_evening""")
+HERE = ["", "", ""] + word_list("at_the_market at_the_fair at_school in_town on_the_island at_camp")
+LATER = word_list("""an_hour_later in_the_evening at_noon in_the_afternoon the_next_morning after_ten_minutes
+before_sunset""")
+# what sentences without a number say
+WHILES = word_list("""one_day after_lunch before_school on_a_rainy_day during_the_holidays after_a_long_day
+on_the_way_home at_the_beginning_of_the_year in_the_middle_of_the_week without_telling_the_others as_always
+because_of_the_cold_weather for_the_first_time at_the_end_of_the_month after_a_hearty_breakfast
+on_the_last_day_of_the_trip before_sunrise for_the_big_festival with_a_little_help before_dinner
+early_in_the_morning late_at_night to_pass_the_time in_a_small_town_near_the_sea""")
+DOINGS = word_list("""walk_to_the_market help_in_the_garden get_ready_for_a_long_trip
+plan_a_party_for_the_whole_family clean_the_old_garage visit_the_museum talk_about_the_weather
+prepare_everything_for_the_next_day wait_for_the_bus play_in_the_park look_out_of_the_window
+want_to_learn_something_new work_on_a_school_project go_to_a_concert decorate_the_house listen_to_the_radio
+watch_the_birds start_a_new_hobby open_a_small_shop join_a_club make_a_list have_an_idea
+need_things_for_the_kitchen take_part_in_a_contest move_to_another_house follow_an_old_recipe
+meet_friends_at_the_station carry_everything_home think_about_a_present try_something_new""")
+CROWDS_AT_WORK = word_list("""the_neighbours many_people the_children most_families the_teachers all_visitors
+the_workers the_students some_friends the_tourists the_people_of_the_town the_members_of_the_club""")
+JOBS = word_list("""mowing_lawns washing_cars walking_dogs babysitting selling_lemonade delivering_newspapers
+cleaning_windows raking_leaves helping_at_home watering_plants painting_a_fence shoveling_snow tutoring
+feeding_cats carrying_bags""")
+WHOLES = [[Thing(one) for one in row] for row in row_list("""boy:girl:child man:woman:person
+adult:child:person cat:dog:pet rose:tulip:flower apple:pear:fruit novel:comic:book dime:nickel:coin
+car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable student:teacher:person pine:oak:tree
+chair:stool:seat goldfish:guppy:fish violin:guitar:instrument""")]
+PEOPLE_WHOLES = 3  # the first so many of WHOLES are people: they come and go
+CROWDS = word_list("""in_the_class on_the_bus in_the_park at_the_party in_the_choir in_the_club at_the_camp
+in_the_hall on_the_train in_the_theater at_the_pool in_the_museum""")
+NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten eleven twelve")
+BILLS = 5, 10, 20, 50, 100, 500, 1000, 5000
+EACH = "each", "every", "per"
+THEM = "the {T}", "the {T}", "them"
+NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
+NTH = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 10: "tenth"}
+PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
+            for row in row_list("he:him:his she:her:her it:it:its they:them:their")}
+ONSETS = word_list("""b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sc sh
+sk sl sm sn sp st th tr wh""")
+VOWELS = word_list("a a a e e e i i i o o o u u ai ay ea ee ia ie oa oo ou y")
+CODAS = word_list("b ck d g k l ll m n n nd ng nn nt p r rd rk rt s ss st t tt th x")
 LISTED = {word.lower() for listed in (BOYS, GIRLS, SURNAMES, *NOUNS.values(), word_list(
     "she her his him they them the and one none who how what")) for word in listed}
 
@@ -1325,669 +1999,6 @@ class Words:
         nouns = NOUNS[sort := self.rng.choice(sorts)]
         made_up, listed = lambda: make_up_word(self.rng, self.training, nouns), lambda: self.rng.choice(nouns)
         return Thing(self.new(made_up if self.made_up_nouns else listed), sort=sort)
-
-
-class Story:
-    """A problem in the making: what it tells (facts), and what is found step by step (steps).
-
-    level: 1; 2: facts are told in any order; 3: also more comparisons backwards. wordings: "all"; "train":
-    all but those held out; "test": these alone.
-    """
-
-    def __init__(self, rng, words, n_steps, level=1, wordings="all"):
-        self.rng, self.words, self.n_steps, self.level, self.wordings = rng, words, n_steps, level, wordings
-        self.tense = rng.choice(("past", "past", "present"))
-        self.now = "present" if self.tense == "present" or rng.random() < 0.5 else "past"
-        self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
-        self.facts, self.steps, self.people = [], [], []
-        self.mixed = False    # whether it tells of several things
-        self.ordered = False  # whether its facts must stay in their order
-        self.ways = []        # "S", "tail" or "T": how the quantities differ that it has compared
-        self.compared = None  # with what the last step compared, and in which way they differ
-
-    @property
-    def steps_left(self):
-        """How many steps are still to come."""
-        return self.n_steps - len(self.steps)
-
-    def chance(self, probability):
-        return self.rng.random() < probability
-
-    def pick(self, options):
-        """One of a list; DeadEnd if it is empty."""
-        require(options)
-        return self.rng.choice(options)
-
-    # -- words
-
-    def person(self):
-        sex = self.pick(("he", "she"))
-        if self.chance(0.07) and not self.words.made_up_names:
-            title = "Mr." if sex == "he" else self.pick(("Mrs.", "Ms."))
-            name = self.words.new(lambda: f"{title} {self.pick(SURNAMES)}")
-        else:
-            name = self.words.name(sex)
-        self.people.append(Entity(name, sex))
-        return self.people[-1]
-
-    def holder(self):
-        """Who has things: mostly a person with a name, else a farmer, a shop."""
-        draw = self.rng.random()
-        if draw < 0.8:
-            return self.person()
-        word = self.pick(PEOPLE if draw < 0.9 else PLACES)
-        sexes = {"boy": "he", "man": "he", "girl": "she", "woman": "she", "fisherman": "he", "postman": "he"}
-        sex = "it" if draw >= 0.9 else sexes.get(word, self.pick(("he", "she")))
-        return Entity(f"the {word}", sex, article(word))
-
-    def other(self, person):
-        """Another person: a new name, or a relative of `person`."""
-        if person in self.people and not person.owner and self.chance(0.25):
-            relative, sex = self.pick(RELATIVES)
-            new = Entity(f"{person.name}'s {relative}", sex, relative, person)
-            if all(one.name != new.name for one in self.people):
-                self.people.append(new)
-                return new
-        return self.person()
-
-    def thing(self, sorts="fgtsch"):
-        return self.words.thing(sorts)
-
-    def container(self, thing, boxes=None):
-        """What a thing is kept in."""
-        boxes = boxes or CONTAINERS.get(thing.sort, BOXES)
-        return Thing(self.pick([box for box in boxes if box not in thing.one and box not in self.words.used]))
-
-    def verb(self, verbs, thing, who):
-        """One of `verbs` (GAINS or LOSSES) that goes with a thing; for a shop or a school of FOR_PLACES."""
-        return self.pick([verb for verb, sorts in verbs if thing.sort and thing.sort in sorts
-                          and (not who or who.sex != "it" or verb in FOR_PLACES)])
-
-    # -- numbers
-
-    def amount(self, low=2, high=None):
-        """A number of the story's size; among large ones, smaller ones are more likely."""
-        high = self.size if high is None else min(high, self.size)
-        require(high >= low)
-        if high <= 100:
-            return self.rng.randint(low, high)
-        return min(high, max(low, int(math.exp(self.rng.uniform(math.log(max(low, 5)), math.log(high + 1))))))
-
-    def few(self, low=2, high=12):
-        """A number of boxes, days, friends."""
-        return self.rng.randint(low, high if self.size < 1000 else 3 * high)
-
-    def price(self):
-        """A price: mostly whole dollars."""
-        if self.chance(0.12):
-            return Fraction(self.rng.randint(2, 60), 4)
-        return self.rng.randint(2, max(30, min(self.size // 20, 3000)))
-
-    def less_than(self, top):
-        """A number below `top`."""
-        return self.amount(2, math.ceil(top) - 1)
-
-    def divisor(self, value, choices):
-        """One of `choices` that divides a value."""
-        return self.pick([k for k in choices if value % k == 0 and value > k])
-
-    def first_value(self, form):
-        """The value that a story begins with; often one that can be shared."""
-        if form in ("price", "spent"):
-            return self.price()
-        return self.few() * self.few() if self.chance(0.35) else self.amount(3)
-
-    # -- telling and finding
-
-    def tell(self, kind, wordings, fields, place=None):
-        """Add a fact, in one of its wordings for which all fields are there; that at place 1 is held out for
-        test files. place: where among the facts (the end).
-        """
-        if self.wordings != "all":
-            wordings = wordings[1:2] if self.wordings == "test" else wordings[:1] + wordings[2:]
-        for wording in self.in_random_order(wordings):
-            if available(wording, fields):
-                place = len(self.facts) if place is None else place
-                return self.facts.insert(place, Fact(kind, wording, fields))
-        raise DeadEnd
-
-    def in_random_order(self, wordings):
-        """The wordings shuffled; with probability PLAIN the first one comes before them."""
-        plain = wordings[:1] if self.chance(PLAIN) else []
-        return plain + self.rng.sample(wordings, len(wordings))
-
-    def tell_quantity(self, quantity):
-        """Tell a quantity with its value, in the wordings of its form."""
-        form = "act" if quantity.form == "own" and quantity.V != "have" else quantity.form
-        self.tell(form, TELL[form], Fields(self, quantity))
-
-    def find(self, equation, asks, fields):
-        """The next step: its value becomes the field x. Its sub-question names what is counted only where the
-        story tells of several things: "How many does Tom have now?"
-
-        Raises DeadEnd where the value is no number for a child, or where the same has been asked before.
-        """
-        left, sign, right = equation.split(" ")
-        operands = [Fraction(fields[one] if one.isalpha() else one) for one in (left, right)]
-        fields["x"] = value = COMPUTE[sign](*operands)
-        require(1 <= value <= 1_000_000 and (100 * value if fields["T"].money else value).denominator == 1)
-        wordings = questions_for(asks, fields.quantity)
-        clear = not self.mixed and not fields["T"].money
-        wording = wordings[0].replace("How many {T} ", "How many ") if clear else wordings[0]
-        require(available(wording, fields))
-        question = self.ask(wording, fields, SPEAKER)
-        require(question not in [step.question for step in self.steps])
-        self.steps.append(Step(sign.join(map(SPEAKER.number, operands)), value, question, wordings, fields))
-        return value
-
-    def ask(self, wording, fields, speaker, tense=None):
-        """A question. tense: "will" or "would", where the sentence before it is a condition."""
-        if "DO]" not in wording:  # not "how old will be Tom?"
-            tense = None
-        now = "present" if re.search(r"\bnow\b", wording) else self.now
-        return capital(fill(wording, fields, tense or self.tense, tense or now, speaker))
-
-
-COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-
-
-def questions_for(asks, quantity):
-    """How QUESTIONS asks for what a step finds: of this form of quantity, if it has questions of its own."""
-    form = quantity.form
-    if asks == "same":
-        asks = "act" if form == "own" and quantity.V != "have" else {"own": "have"}.get(form, form)
-    names = f"{asks} {form}", f"{asks} money" if quantity.T.money else asks, asks
-    return next(QUESTIONS[name] for name in names if name in QUESTIONS)
-
-
-# ---- the template teacher: how a story begins --------------------------------------------------------------
-# An opening draws a quantity that has no value yet and is not told.
-
-def first_of(name, options):
-    """The fields of a quantity that is the first of several: "on Monday", and what the others are."""
-    return {name: options[0], "others": {name: options[1:]}}
-
-
-def with_adjectives(story, thing):
-    """A thing with two adjectives or more: red apples, green apples."""
-    require(thing.sort and not thing.adjective and not thing.content)
-    fit = FITTING.get(thing.sort, FITTING["other"])
-    group = story.pick([group for group in ADJECTIVES if all(one in fit for one in group)])
-    return [replace(thing, adjective=adjective) for adjective in story.rng.sample(group, len(group))]
-
-
-def open_own(story):
-    """Tom has 5 apples; 5 red apples; picks 5 apples on Monday; has 5 boxes."""
-    thing, draw = story.thing("fgtscha"), story.rng.random()
-    quantity = Quantity("own", story.holder(), "have", thing)
-    if draw < 0.15:
-        return replace(quantity, **first_of("T", with_adjectives(story, thing)))
-    if draw < 0.2:
-        return replace(quantity, **first_of("T", story.rng.sample(story.pick(WHOLES[PEOPLE_WHOLES:])[:2], 2)))
-    if draw < 0.3:
-        return replace(quantity, V=story.verb(GAINS, thing, quantity.S))
-    if draw < 0.4:
-        story.tense, verb = "past", story.verb(GAINS, thing, quantity.S)
-        return replace(quantity, form="act", V=verb, **first_of("tail", story.pick(TIMES)))
-    if draw < 0.48 and story.steps_left > 1 and thing.sort != "a" and thing.one not in BOXES:
-        boxes = replace(story.container(thing, BOXES), sort="h", content=thing)
-        return replace(quantity, T=boxes, also=("boxes",), extra={"content": thing})
-    return quantity
-
-
-def open_act(story):
-    """Tom reads 5 pages on Monday."""
-    quantity = Quantity("act", story.person(), *story.pick(ACTS))
-    if story.chance(0.3):
-        return quantity
-    story.tense = "past"
-    return replace(quantity, **first_of("tail", story.pick(TIMES)))
-
-
-def open_there(story):
-    """There are 5 birds in the tree; 5 red pens in the bag; 5 boys in the class."""
-    draw = story.rng.random()
-    if draw < 0.5:
-        thing, where, comes, goes = story.pick(SCENES)
-        return Quantity("there", T=thing, tail=where, extra={"COME": comes, "GO": goes})
-    if draw < 0.75:
-        thing, places = story.thing(), story.pick(SPOTS)
-        several = first_of("tail", places)
-        if story.chance(0.4):
-            several = first_of("T", with_adjectives(story, thing)) | {"tail": places[0]}
-        return Quantity("there", **{"T": thing} | several, extra={"COME": "be added", "GO": "be taken away"})
-    several = first_of("T", story.rng.sample(story.pick(WHOLES[:PEOPLE_WHOLES])[:2], 2))
-    return Quantity("there", tail=story.pick(CROWDS), **several, extra={"COME": "come", "GO": "leave"})
-
-
-def open_money(story):
-    """Tom has $5."""
-    return Quantity("money", story.person(), "have", DOLLARS)
-
-
-def open_spent(story):
-    """Tom spends $14 on a hat."""
-    return Quantity("spent", story.person(), "spend", DOLLARS)
-
-
-def open_price(story):
-    """The hat costs $12."""
-    names = [story.thing().one for _ in range(2)]
-    items = [Entity(f"the {name}", "it", article(name)) for name in names]
-    return Quantity("price", items[0], "cost", DOLLARS, others={"S": items[1:]})
-
-
-def open_be(story):
-    """Tom is 5 years old; the rope is 5 meters long."""
-    what, unit, adjective, *opposite = story.pick(MEASURES)
-    if what == "person":
-        who = [story.person()]
-        who.append(story.other(who[0]))
-    elif adjective == "old":
-        who = [Entity(f"{story.person().name}'s {what}", "it", "-") for _ in range(2)]
-    else:
-        who = [Entity(f"the {word} {what}") for word in story.pick(WHICH)]
-    more, less, side = DEGREES[adjective]
-    grows = what in ("tree", "plant", "snake") or (what, adjective) == ("person", "tall")
-    also = ("grows",) if grows else ("cut",) if what in ("rope", "ribbon", "board", "stick") else ()
-    form = {"old": "age", "heavy": "weigh"}.get(adjective, "be")
-    story.size = min(story.size, 40 if form == "age" else 200)
-    story.tense = "present" if form == "age" else story.tense
-    extra = {"adj": adjective, "more": more, "less": opposite[0] if opposite else less, "side": side}
-    return Quantity(form, who[0], "be", Thing(unit), others={"S": who[1:]}, extra=extra, also=also)
-
-
-def open_groups(story):
-    """Seats in rows, cookies in jars."""
-    thing, at = story.thing(), "in"
-    if story.chance(0.5):
-        item, group, at = story.pick(GROUPS)
-        thing, group = Thing(item), Thing(group)
-    else:
-        group = story.container(thing)
-    extra = {"groups": group, "at": at, "COME": "be added", "GO": "be taken away"}
-    return Quantity("groups", T=thing, extra=extra)
-
-
-def open_crowd(story):
-    """Some children have so many crayons each."""
-    friends = Thing(story.pick(SHARERS))
-    who = Entity(f"the {friends}", "they", "-")
-    return Quantity("crowd", who, T=story.thing(), extra={"friends": friends})
-
-
-def open_shop(story):
-    """Tom buys pens."""
-    return Quantity("shop", story.person(), "buy", DOLLARS)
-
-
-def open_rate(story):
-    """Tom reads so many pages a day."""
-    verb, noun, unit = story.pick(RATES)
-    thing = Thing(noun)
-    if story.chance(0.4):
-        (verb, thing), unit = story.pick(ACTS), story.pick(("day", "day", "day", "week", "month"))
-    vehicle = Entity(f"the {story.pick(('train', 'plane', 'bus', 'car', 'ship'))}")
-    who = vehicle if verb == "travel" else story.person()
-    return Quantity("rate", who, verb, thing, extra={"units": Thing(unit)})
-
-
-def open_parts(story):
-    """Dogs have 4 legs, weeks 7 days."""
-    name, n, part = story.pick(HAVE_PARTS + UNITS)
-    form = "parts" if [name, n, part] in HAVE_PARTS else "units"
-    story.tense = "present"
-    return Quantity(form, story.person(), T=Thing(name), extra={"e": int(n), "parts": Thing(part)})
-
-
-OPENINGS = {  # how often one begins a problem of one step, and one of several
-    open_own: (50, 64), open_act: (11, 11), open_there: (16, 12), open_money: (6, 6), open_be: (7, 5),
-    open_groups: (8, 6), open_shop: (10, 10), open_rate: (10, 7), open_price: (4, 2), open_spent: (6, 8),
-    open_crowd: (2, 2), open_parts: (2, 1)}
-
-
-# ---- the template teacher: how a story goes on -------------------------------------------------------------
-
-RESULTS = {  # the quantity that a kind gives, of the one that it has taken and its fields
-    "own": lambda old, f: replace(old, form="own", V="have", tail=""),
-    "act": lambda old, f: replace(old, form="act", tail="", others={}),
-    "there": lambda old, f: replace(old, form="there", others={}),
-    "money": lambda old, f: Quantity("money", old.S, "have", DOLLARS),
-    "spent": lambda old, f: Quantity("spent", old.S, "spend", DOLLARS),
-    "content": lambda old, f: Quantity("own", old.S, "have", f["content"]),
-    "end": lambda old, f: old,
-}
-LAST = "end", "difference", "part"  # a story ends with what these kinds give
-
-
-def go_on(story, quantity):
-    """Tell what happens to a quantity and find the one that comes of it. Raises DeadEnd."""
-    kind = draw_kind(story, quantity)
-    if quantity.value is None:
-        quantity = replace(quantity, value=story.first_value(quantity.form))
-        if not kind.takes[0].endswith("?"):
-            story.tell_quantity(quantity)
-    compared, story.compared = story.compared, None
-    if kind.gives == "other":
-        return relate(story, kind, quantity)
-    if kind.gives == "part":
-        return other_part(story, kind, quantity)
-    if kind.gives in ("joint", "difference"):
-        return put_together(story, kind, quantity, compared)
-    fields = Fields(story, quantity)
-    for equation, asks in kind.steps:  # this draws the numbers that are told
-        value = story.find(equation, asks, fields)
-    if kind.say:
-        story.tell(kind.name, kind.say, fields)
-    return replace(RESULTS[kind.gives](quantity, fields), value=value)
-
-
-def draw_kind(story, quantity):
-    """One of the KINDS that take such a quantity, with as many steps as the story has left, or with fewer."""
-    forms = {quantity.form, *quantity.also}
-    forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
-    fit, weights, left = [], [], story.steps_left
-    for kind in KINDS:
-        left_then = left - len(kind.steps)
-        if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
-            fit.append(kind)
-            rare = story.level < 3 and kind.backwards
-            weights.append(kind.weight / 4 if rare else kind.weight)
-    require(fit)
-    return story.rng.choices(fit, weights)[0]
-
-
-def other_quantity(story, quantity):
-    """A quantity that can be compared with this one: of another person, time, place or thing; and in what
-    they differ: "S", "tail" or "T".
-    """
-    ways = [way for way in ("S", "tail", "T") if quantity.others.get(way)] * 4
-    if quantity.S in story.people and "S" not in ways:
-        ways += ["S"] * 3
-    plain = quantity.T.sort and not quantity.T.adjective and not quantity.T.content and not quantity.others
-    if quantity.form in ("own", "there") and plain:
-        ways += ["T"] * 2
-    way, others = story.pick(ways), dict(quantity.others)
-    if others.get(way):
-        new, *others[way] = others[way]
-    else:
-        new = story.other(quantity.S) if way == "S" else story.thing(quantity.T.sort)
-    story.mixed |= way == "T"
-    story.ways.append(way)
-    extra = {} if way == "tail" else quantity.extra  # birds come, but to which of two places?
-    return replace(quantity, value=None, others=others, extra=extra, **{way: new}), way
-
-
-def reference(story, quantity, way):
-    """The fields of what something is compared with: {ref} is Tom, "on Monday" or "red apples"."""
-    ref = {"S": quantity.S, "tail": quantity.tail, "T": str(quantity.T)}[way]
-    if way == "tail":
-        return {"ref": ref}
-    if way == "T" or quantity.form == "price":
-        return {"ref": ref, "one": ref}
-    verb = "have" if quantity.V == "have" else "do"
-    return {"ref": ref, "one": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
-
-
-def relate(story, kind, quantity):
-    """Ann has 3 more apples than Tom; or backwards: Tom has 3 more than Ann, and Ann's are asked for."""
-    other, way = other_quantity(story, quantity)
-    told, ref = (quantity, other) if kind.backwards else (other, quantity)
-    (equation, asks), = kind.steps
-    fields = Fields(story, told, **{"a": quantity.value} | reference(story, ref, way))
-    letter = equation[-1]
-    asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
-    value = story.find(equation, asks, asked)
-    first = len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
-    story.tell(kind.name, kind.say, fields, place=0 if first else None)
-    story.compared = quantity, way
-    return replace(other, value=value)
-
-
-def put_together(story, kind, quantity, compared):
-    """How many do Tom and Ann have together? How many more has Ann than Tom? Ann's are told, or were compared
-    with Tom's.
-    """
-    if kind.say:
-        other, way = other_quantity(story, quantity)
-        other = replace(other, value=story.price() if other.form == "price" else story.amount())
-        story.tell_quantity(other)
-        two = quantity, other
-    else:
-        require(compared)
-        other, way = compared
-        two = other, quantity
-    (equation, asks), = kind.steps
-    if kind.gives == "joint":
-        joint, tail = join_quantities(story, *two, way)
-        days = [one for one in story.ways if one != "S"]
-        require(days == ([way] if way != "S" else []))  # no other day or thing is left out
-        story.ways = []
-        last = story.steps_left == 1  # nothing can happen to "apples and pears", or to a sum of ages
-        require(last or joint.T.one != "thing" and joint.form not in ("age", "weigh"))
-        story.ordered |= story.steps_left > 1
-        fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
-        if way == "S" and len(story.people) == 2:
-            fields["both"] = story.pick(("both", "the two"))
-        if way == "tail":
-            fields["both_times"] = (BOTH_TIMES.get(quantity.tail) or BOTH_TIMES.get(other.tail)
-                                    or "in both places")
-        return replace(joint, value=story.find(equation, asks, fields))
-    small, big = sorted(two, key=lambda one: one.value)
-    told, ref = (small, big) if asks == "fewer" else (big, small)
-    fields = Fields(story, told, **reference(story, ref, way) | {"a": big.value, "b": small.value})
-    story.find(equation, asks, fields)
-    return quantity
-
-
-def join_quantities(story, first, second, way):
-    """What two quantities count together; and how a question says so: "in all", "together"."""
-    joint = replace(first, value=None, tail="", others={}, also=())
-    if way == "S":
-        they = "they" if len(story.people) == 2 and story.chance(0.5) else ""
-        return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", they)), "together"
-    if way == "tail":
-        return joint, "" if first.form == "there" else "in all"
-    names = sorted((str(first.T), str(second.T)))
-    wholes = [whole for *kinds, whole in WHOLES if sorted(map(str, kinds)) == names]
-    both = wholes[0] if wholes else Thing("thing", join(names))
-    both = replace(first.T, adjective="") if first.T.adjective else both
-    return replace(joint, T=both, tail=first.tail), first.tail if first.form == "there" else "in all"
-
-
-def other_part(story, kind, quantity):
-    """Tom has 9 apples in all. 5 of them are green. How many are red?"""
-    other, way = other_quantity(story, quantity)
-    require(way != "S")
-    whole, _ = join_quantities(story, quantity, other, way)
-    of_kind = (quantity.T.adjective or str(quantity.T)) if way == "T" else None
-    fields = Fields(story, quantity, whole=whole.T, whole_tail=whole.tail, of_kind=of_kind,
-                    has="there [+be]" if quantity.form == "there" else "{S} [V]")
-    (equation, asks), = kind.steps
-    story.find(equation, asks, Fields(story, other, a=quantity.value, g=fields["g"]))
-    story.tell(kind.name, kind.say, fields)
-    return other
-
-
-# ---- the template teacher: from a story to a problem -------------------------------------------------------
-
-STEP_SHARES = 46, 38, 12, 2, 2, 2, 2, 2  # of problems with one step, two, ... (that --steps allows)
-PLAIN = 0.15          # how often the first wording is preferred
-UNNEEDED = 78, 18, 4  # of problems with so many quantities that nobody needs: 0, 1, 2
-SETTING = 0.2         # of problems with a sentence without a number
-ASIDES = "unneeded", "setting"
-STARTS = "Then ", "Later ", "After that ", "Soon ", "Suddenly "
-
-
-def draw_story(rng, level, n_steps, words, wordings="all"):
-    """Draw a Story of `n_steps` steps. words: () -> Words; wordings: "all", "train" or "test"."""
-    while True:
-        story = Story(rng, words(), n_steps, level, wordings)
-        try:
-            weights = [weights[n_steps > 1] for weights in OPENINGS.values()]
-            quantity = rng.choices(list(OPENINGS), weights)[0](story)
-            while story.steps_left:
-                quantity = try_to_go_on(story, quantity)
-            if level > 1 and not story.ordered and {fact.kind for fact in story.facts} <= TIMELESS:
-                rng.shuffle(story.facts)
-            for _ in range(rng.choices((0, 1, 2), UNNEEDED)[0]):
-                tell_aside(story, "unneeded", story.pick((0, 1, len(story.facts), len(story.facts))))
-            if story.chance(SETTING):
-                tell_aside(story, "setting", 0 if story.chance(0.75) else len(story.facts))
-            return story
-        except DeadEnd:
-            pass
-
-
-def try_to_go_on(story, quantity, tries=6):
-    """As go_on, again where that is a dead end; the story is then as it was. Raises DeadEnd."""
-    for _ in range(tries):
-        before = {name: list(one) if isinstance(one, list) else one for name, one in vars(story).items()}
-        try:
-            return go_on(story, quantity)
-        except DeadEnd:
-            vars(story).update(before)
-    raise DeadEnd
-
-
-def tell_aside(story, kind, place):
-    """Tell what nobody needs: a quantity ("unneeded"), or a sentence without a number ("setting")."""
-    quantity = (story.pick(story.facts) if kind == "unneeded" else story.facts[0]).fields.quantity
-    story.mixed |= kind == "unneeded"
-    who = quantity.S if quantity.S in story.people else None
-    story.tell(kind, TELL[kind], Fields(story, quantity, S=who), place)
-
-
-def write_question(story, narrator, tense):
-    """The problem's last sentence, which asks for what the last step finds."""
-    wordings, fields = story.steps[-1].wordings, story.steps[-1].fields
-    wording = next(one for one in story.in_random_order(wordings) if available(one, fields))
-    return story.ask(wording, fields, narrator, tense)
-
-
-def decapital(text, story):
-    """A sentence as the rest of a longer one: "He eats" -> "he eats", but "Tom eats"."""
-    names = {one.name.split("'")[0].split(" ")[0] for one in story.people}
-    return text if re.match(r"\w*", text)[0] in names else uncapital(text)
-
-
-def write_text(story):
-    """The text of a problem, its facts and its question; and the question alone."""
-    rng, narrator, sentences, goes_on = story.rng, Narrator(story.rng, story.mixed), [], False
-    for k, fact in enumerate(story.facts):
-        wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ASIDES
-        if all(earlier.kind in ASIDES for earlier in story.facts[:k]):
-            wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording).replace("{S} also", "{S}")
-        opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
-        fit = goes_on and opening and subject is narrator.subject and fact.kind not in (*ASIDES, "had money")
-        joined = fit and rng.random() < 0.35
-        wording = wording.removeprefix("{S} ") if joined else wording
-        text = fill(wording, fact.fields, story.tense, story.now, narrator)
-        text = re.sub(r"(?<=\. )[a-z]", lambda m: m[0].upper(), text)
-        narrator.end(subject)
-        if joined:
-            sentences[-1] = f"{sentences[-1][:-1]} and {text}"
-        else:
-            sentences.append(capital(text))
-        goes_on = opening and not joined and not aside and wording.count(".") == 1
-    last = sentences[-1]
-    simple = last.count(".") == 1 and "," not in last and len(last) < 90 and not last.startswith(STARTS)
-    if simple and not aside and rng.random() < 0.3:  # "If Tom buys 3 more, how many will he have?"
-        would = {"present": "will", "past": "would"}[story.tense] if rng.random() < 0.6 else None
-        question = write_question(story, narrator, would)
-        if re.match(r"(How|What|With|For|By) .*\?", question):
-            sentences[-1] = f"If {decapital(last[:-1], story)},"
-            return " ".join([*sentences, uncapital(question)]), question
-    else:
-        question = write_question(story, narrator, None)
-    return " ".join([*sentences, question]), question
-
-
-def write_solution(step):
-    """The solution of a step: an annotation and what it finds, "<<5+3=8>>8".
-
-    It has no more words because students learn from its tokens, and have minutes (tests/RESULTS.md).
-    """
-    return f"<<{step.equation}={result_of(step)}>>{result_of(step)}"
-
-
-def result_of(step):
-    """A step's value as the calculator writes it: not 7.50 but 7.5."""
-    return re.sub(r"(\.\d)0$", r"\1", SPEAKER.number(step.value))
-
-
-def write_problem(story):
-    """A story as a row of the JSONL file, without its id.
-
-    The last sub-question is the problem's own: where words are new to a decomposer, it copies a question more
-    reliably than it asks one.
-    """
-    text, question = write_text(story)
-    steps = [{"question": step.question, "solution": write_solution(step)} for step in story.steps]
-    if question not in [step["question"] for step in steps]:
-        steps[-1]["question"] = question
-    return {"problem": text, "steps": steps, "answer": result_of(story.steps[-1]),
-            "source": "templates", "kinds": [fact.kind for fact in story.facts]}
-
-
-def draw_split(split, args, seen, bar):
-    """Draw a split's problems, none of whose texts is in `seen` (a set of str, which grows)."""
-    rng = Random(f"{args.seed} {split}")  # one each: the test problems do not depend on the training ones
-    counts = range(args.steps[0], args.steps[1] + 1)
-    made_up = args.made_up if split == "train" else args.made_up_test
-    wordings = "all" if args.wordings == "all" else "test" if split == "test" else "train"
-    words = lambda: Words(rng, rng.random() < made_up, rng.random() < made_up, split == "train")
-    rows = []
-    while len(rows) < getattr(args, split):
-        n_steps = rng.choices(counts, [STEP_SHARES[n - 1] for n in counts])[0]
-        row = write_problem(draw_story(rng, args.level, n_steps, words, wordings))
-        if row["problem"] not in seen:
-            seen.add(row["problem"])
-            rows.append({"id": f"templates-{args.level}-{args.seed}-{split}-{len(rows) + 1}", **row})
-            bar.update()
-    return rows
-
-
-def templates(args):
-    """The template teacher: write train.jsonl, valid.jsonl and test.jsonl."""
-    make_folder(args.out)
-    seen, files = set(), {}
-    with tqdm(total=args.train + args.valid + args.test, unit=" problems", disable=None) as bar:
-        for split in reversed(SPLITS):
-            files[args.out / f"{split}.jsonl"] = draw_split(split, args, seen, bar)
-    save_files(files, args.force)
-    steps = Counter(len(row["steps"]) for row in files[args.out / "train.jsonl"])
-    print("train by steps: " + ", ".join(f"{n}: {steps[n]:,}" for n in sorted(steps)))
-    print_next(args.out, {split: getattr(args, split) for split in SPLITS})
-
-
-def steps_range(text):
-    """An argument type: numbers of steps, "2-5" or "3", as (lowest, highest)."""
-    match = re.fullmatch(r"([1-8])(?:-([1-8]))?", text)
-    if not match or int(match[1]) > int(match[2] or match[1]):
-        raise argparse.ArgumentTypeError(f"{text} is no range such as 2-5, from 1 to 8")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def add_template_flags(p):
-    """The flags of `templates`."""
-    p.add_argument("--out", type=Path, default=Path("annotations"), metavar="DIR",
-                   help="folder of the files (%(default)s)")
-    p.add_argument("--level", type=int, choices=(1, 2, 3), default=1,
-                   help="1 (default): as in books for children; 2: facts in another order; 3: also backwards")
-    p.add_argument("--steps", type=steps_range, default=(1, 5), metavar="LOW-HIGH",
-                   help="steps of a problem, 1 to 8 (1-5)")
-    for split, n in zip(SPLITS, (50_000, 500, 1_000)):
-        p.add_argument(f"--{split}", type=whole_number(1), default=n, metavar="N",
-                       help=f"problems in {split}.jsonl (%(default)s)")
-    p.add_argument("--made-up", type=number(0, 1), default=0.3, metavar="FRACTION",
-                   help="training problems with made-up names, and with made-up nouns (%(default)s)")
-    p.add_argument("--made-up-test", type=number(0, 1), default=0.0, metavar="FRACTION",
-                   help="the same for valid.jsonl and test.jsonl, with words of their own (%(default)s)")
-    p.add_argument("--wordings", choices=("all", "test"), default="all",
-                   help="all (default): every file says a fact in all its wordings; test: one of each kind's "
-                        "is held out, for test.jsonl alone")
-    add_seed_and_force(p)
 
 
 # ---- converters: published datasets ------------------------------------------------------------------------
