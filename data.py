@@ -258,6 +258,27 @@ def split_at_results(solution):
     return pieces + [solution[end:]]
 
 
+def merge_steps(problems, share, seed):
+    """Training problems for a solver, of which some have fewer sub-questions than steps.
+
+    Of `share` of the problems with several steps the first few become one, which has the last one's question:
+
+        How many does Sara have?      <<3*12=36>>36     ->    How many does she have left?
+        How many does she have left?  <<36-10=26>>26          <<3*12=36>>36 <<36-10=26>>26
+
+    A decomposer asks too little at times. A solver that has seen such problems then takes the steps between.
+    """
+    rng, merged = random.Random(seed), []
+    for problem in problems:
+        steps = problem["steps"]
+        if len(steps) > 1 and rng.random() < share:
+            n = rng.randint(2, len(steps))
+            solution = " ".join(step["solution"] for step in steps[:n])
+            steps = [{"question": steps[n - 1]["question"], "solution": solution}, *steps[n:]]
+        merged.append(problem | {"steps": steps})
+    return merged
+
+
 def encode_problems(problems, role, tokenizer, guidance=None, calculator=True):
     """The sequences of problems for a role, as `encode_segments` returns them."""
     return encode_segments([segments(problem, role, guidance, calculator) for problem in problems], tokenizer)
@@ -310,14 +331,28 @@ def plan_batches(lengths, batch_tokens, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def make_batch(sequences, prompt_loss_weight=0.0, device="cpu"):
+PROMPT_STRIDE = 4  # of the tokens that are only read, one in so many bears a loss
+
+
+def loss_weights(loss_mask, prompt_loss_weight, turn):
+    """The weight of each token's loss, (n,) float32: 1 where the loss mask is true.
+
+    Of the other tokens, which are only read, every fourth bears four times prompt_loss_weight, at each turn
+    others: in the long run the same for a quarter of the head's work, which is a third of a small model's.
+    """
+    in_turn = np.arange(len(loss_mask)) % PROMPT_STRIDE == turn % PROMPT_STRIDE
+    read = np.where(in_turn, PROMPT_STRIDE * prompt_loss_weight, 0.0)
+    return np.where(loss_mask, 1.0, read).astype(np.float32)
+
+
+def make_batch(sequences, prompt_loss_weight=0.0, turn=0, device="cpu"):
     """Pad sequences of (ids, loss_mask) on the right into tensors for next-token prediction.
 
     Returns
       ids (B, T) int64;
       loss_positions (N,) int64: where in the flattened (B * T) batch the next token is under the loss;
       targets (N,) int64: those next tokens;
-      weights (N,) float32: 1 where the loss mask is true, prompt_loss_weight elsewhere. Weight 0 is left out.
+      weights (N,) float32: those of `loss_weights`. Weight 0 is left out.
     """
     T = max(len(ids) for ids, _ in sequences) - 1
     B = len(sequences)
@@ -326,7 +361,7 @@ def make_batch(sequences, prompt_loss_weight=0.0, device="cpu"):
     for b, (sequence, loss_mask) in enumerate(sequences):
         n = len(sequence) - 1
         ids[b, :n], targets[b, :n] = sequence[:-1], sequence[1:]
-        weights[b, :n] = np.where(loss_mask[1:], 1.0, prompt_loss_weight)
+        weights[b, :n] = loss_weights(loss_mask[1:], prompt_loss_weight, turn)
     loss_positions = np.flatnonzero(weights)
     arrays = ids, loss_positions, targets.reshape(-1)[loss_positions], weights.reshape(-1)[loss_positions]
     tensors = [torch.from_numpy(array) for array in arrays]
@@ -697,7 +732,7 @@ class Tokenizer:
         return cls(ranks)
 
 
-def train_tokenizer(problems, vocab_size=1024):
+def train_tokenizer(problems, vocab_size=2048):
     """The vocabulary of students from scratch: learned from the first 20,000 training problems."""
     texts = (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text)
     return Tokenizer.train(texts, vocab_size)

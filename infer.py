@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import (MARK, ROLES, Parser, Tokenizer, UserError, calculator_result, checksum, get_device, number,
-                  one_line, problem_prompt, read_problems, read_run_file, run_script, same_answer, to_jsonl,
-                  to_line, whole_number)
+from data import (ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, calculator_result, checksum,
+                  get_device, number, one_line, parse_number, problem_prompt, read_problems, read_run_file,
+                  run_script, same_answer, to_jsonl, to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
 
 
@@ -454,19 +454,48 @@ def vote(records):
 
     It gets "votes", all answers: a list of str or None. A sample without an answer does not vote.
     """
-    records = sorted(records, key=lambda record: record["sample"])
+    records = sorted(records, key=lambda record: record.get("sample", 0))
     answers = [record["answer"] for record in records]
     counts = [0 if a is None else sum(b is not None and same_answer(a, b) for b in answers) for a in answers]
     return records[counts.index(max(counts))] | {"votes": answers}
 
 
-def solve_by_vote(problems, procedure, students, samples=1, **options):
-    """As `solve`, with its parameters, but of several samples one record for each problem: that of `vote`."""
-    records = defaultdict(list)
-    for index, record in solve(problems, procedure, students, samples=samples, **options):
+def is_doubtful(problem, record):
+    """Whether a calculator's result in a dialogue is hardly right: below 0, or no whole number in a problem
+    without decimals and money.
+    """
+    solutions = " ".join(step.get("solution", "") for step in record["steps"])
+    results = [parse_number(result) for _, result in ANNOTATION.findall(solutions)]
+    is_whole = not HAS_FRACTIONS.search(problem["problem"])
+    return any(result < 0 or is_whole and result.denominator > 1 for result in results if result is not None)
+
+
+HAS_FRACTIONS = re.compile(r"\d[./]\d|[$€£]|dollar|cent|money|price|cost|pay|paid|spen[dt]|earn", re.I)
+RETRY_TEMPERATURE = 0.7
+
+
+def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=None, **options):
+    """As `solve`, with its parameters, but of several samples one record for each problem: that of `vote`.
+
+    retries: a problem whose record is doubtful is solved so many times more, with sampling. Of these records
+        those vote that have an answer and are not doubtful; if there is none, the first record stays.
+    """
+    records, doubted = defaultdict(list), []
+    for index, record in solve(problems, procedure, students, samples=samples, watch=watch, **options):
         records[index].append(record)
         if len(records[index]) == samples:
-            yield index, vote(records.pop(index)) if samples > 1 else record
+            record = vote(records[index]) if samples > 1 else record
+            if retries and is_doubtful(problems[index], record):
+                doubted.append((index, record))
+            else:
+                yield index, record
+    again, records = [problems[index] for index, _ in doubted], defaultdict(list)
+    options["sampling"] = Sampling(RETRY_TEMPERATURE)
+    for k, record in solve(again, procedure, students, samples=retries, **options):
+        if record["answer"] is not None and not is_doubtful(again[k], record):
+            records[k].append(record)
+    for k, (index, first) in enumerate(doubted):
+        yield index, vote(records[k]) if records[k] else first
 
 
 def wilson(correct, n, z=1.959964):
@@ -591,6 +620,7 @@ def resume(args, problems, options):
     settings = {
         "procedure": args.procedure, "problems": checksum(problems), "calculator": options["calculator"],
         "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
+        "retries": options["retries"],
         "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]}
     path.touch()
     if not path.is_file():  # /dev/stdout
@@ -670,7 +700,11 @@ def show(problem, procedure, students, options):
     if not PROBLEM_SIGN.search(problem["problem"]):
         print(NO_PROBLEM)
         return False
-    (_, record), = solve([problem], procedure, students, watch=watch, **options)
+    (_, record), = solve_by_vote([problem], procedure, students, watch=watch, **options)
+    if "votes" in record:
+        print("A result below 0 or with decimals is hardly right. Most other dialogues say:")
+        for k, step in enumerate(record["steps"], 1):
+            print(*(f"{kind.capitalize()} {k}: {printable(text)}" for kind, text in step.items()), sep="\n")
     print(printable(answer_line(record)), flush=True)
     return record["answer"] is not None
 
@@ -730,6 +764,8 @@ def parse_args(argv=None):
     add("--out", type=Path, help="append each result of --eval; the same command goes on where it stopped")
     add("--report", type=Path, help="write the dialogues of --eval as one HTML page")
     add("--votes", type=whole_number(1), help="sample so many dialogues; the answer that most have counts")
+    add("--retries", type=whole_number(0), metavar="N",
+        help="where a result is below 0, or has decimals and the problem none: sample N more dialogues (8)")
     add("--temperature", type=number(0), help="sample tokens (0: take the most likely; 0.7 with --votes)")
     add("--top-k", type=whole_number(0), default=0, help="sample from so many most likely tokens (all)")
     add("--top-p", type=number(0, 1, above=True), default=1.0, help="of the most likely that sum to this")
@@ -740,6 +776,8 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     if args.temperature is None:
         args.temperature = 0.7 if args.votes else 0.0
+    if args.retries is None:
+        args.retries = 0 if args.temperature or args.no_calculator else 8
     for flag in ("limit", "out", "report", "votes"):
         if getattr(args, flag) and not args.eval:
             raise UserError(f"--{flag} goes with --eval FILE", 2)
@@ -765,10 +803,11 @@ def main(argv=None):
     procedure, problems = PROCEDURES[args.procedure][0], []
     if args.eval:
         problems = read_problems(args.eval, steps=procedure is given, answer=False)[:args.limit]
-    options = {"calculator": not args.no_calculator, "samples": args.votes or 1, "sampling": None}
+    options = {"calculator": not args.no_calculator, "samples": args.votes or 1, "sampling": None,
+               "retries": args.retries}
     if args.temperature:
         options["sampling"] = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    rows = min(args.rows, max(1, len(problems)) * options["samples"])
+    rows = min(args.rows, max(1, len(problems)) * max(options["samples"], options["retries"]))
     device, dtype = get_device(args.device), getattr(torch, args.dtype)
     students = {role: load_student(folder, role, rows, device, dtype)
                 for role, folder in args.folders.items()}

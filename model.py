@@ -176,12 +176,13 @@ class GPT(nn.Module):
 # ---- how students from scratch start -----------------------------------------------------------------------
 
 # GPT-2 starts from normal weights and learns from 40 GB of text where to look. Students from scratch have
-# minutes. Three departures from GPT-2's start spare them that; training is free to undo them.
+# minutes. Four departures from GPT-2's start spare them that; training is free to undo them.
 # 1. Position embeddings are sinusoids (Vaswani et al. 2017).
 # 2. The first layer's heads look 1, 2, 3, ... tokens back.
 # 3. Both embeddings are ten times larger and the last norm ten times smaller, so the logits keep their size.
 #    At a student's learning rate a few steps of AdamW would rewrite embeddings of 0.02, and heads that read
 #    positions from them would no longer look anywhere.
+# 4. Tokens that are used alike in the training texts have similar embeddings (`init_embeddings`).
 
 POSITION_AMPLITUDE = 0.03
 LOOK_BACK = 4.0  # how sharply the heads look at one position
@@ -251,6 +252,48 @@ def init_look_back_heads(model, frequencies):
             query[cos_in, sin_out] -= LOOK_BACK * math.sin(angle)
             query[sin_in, cos_out] += LOOK_BACK * math.sin(angle)
             query[cos_in, cos_out] += LOOK_BACK * math.cos(angle)
+
+
+N_CONTEXTS = 128       # the most frequent tokens, by which all are described
+SHARE_IN_COMMON = 0.7  # of an embedding's variance; the rest stays random, so that Ann is not Tom
+
+
+@torch.no_grad()
+def init_embeddings(model, sequences):
+    """Let tokens that stand beside the same tokens have similar embeddings, before any training.
+
+    sequences: the training texts, arrays of token ids. Counts over them know at once what a student would
+    have to learn first: that "buys" is used as "gets" is, and "apples" as "books" are.
+
+    A token w is described by how much more often than by chance each frequent token c stands one or two
+    places before or behind it: log P(c | w) / P(c), or 0 where that is negative (positive pointwise mutual
+    information, with P(c) smoothed by the power 0.75; Levy, Goldberg and Dagan 2015). A singular value
+    decomposition turns these descriptions into as many numbers as an embedding has dimensions, beside those
+    that `init_look_back_heads` leaves to positions.
+    """
+    embedding, ids = model.wte.weight, np.concatenate(sequences).astype(np.int64)
+    n_tokens = len(embedding)
+    frequent = np.argsort(-np.bincount(ids, minlength=n_tokens), kind="stable")[:N_CONTEXTS]
+    column = np.full(n_tokens, -1)
+    column[frequent] = np.arange(len(frequent))
+    descriptions = []
+    for distance in (1, 2):
+        for tokens, contexts in (ids[distance:], ids[:-distance]), (ids[:-distance], ids[distance:]):
+            counted = column[contexts] >= 0
+            cells = tokens[counted] * len(frequent) + column[contexts[counted]]
+            counts = np.bincount(cells, minlength=n_tokens * len(frequent)).reshape(n_tokens, -1)
+            chance = counts.sum(0) ** 0.75
+            expected = counts.sum(1, keepdims=True) * chance / chance.sum()
+            descriptions.append(np.log(np.maximum(counts / np.maximum(expected, 1e-9), 1)))
+    u, s, _ = np.linalg.svd(np.concatenate(descriptions, axis=1), full_matrices=False)
+
+    free = embedding.any(0)  # the dimensions that are not left to positions
+    n = int(free.sum())
+    common = torch.from_numpy(u[:, :n] * np.sqrt(s[:n])).to(embedding)
+    common = F.pad(common, (0, n - common.shape[1]))  # a wide model has more dimensions than these
+    common = F.normalize(common, eps=1e-3) * math.sqrt(n) * embedding[:, free].std()
+    embedding[:, free] = (math.sqrt(SHARE_IN_COMMON) * common
+                          + math.sqrt(1 - SHARE_IN_COMMON) * embedding[:, free])
 
 
 # ---- the key-value cache, and matrices prepacked for the CPU -----------------------------------------------

@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, copy_examples,
-                  encode_problems, encode_segments, fits, get_device, make_batch, number, plan_batches,
-                  read_problems, run_script, same_answer, train_tokenizer, whole_number)
-from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
+                  encode_problems, encode_segments, fits, get_device, loss_weights, make_batch, merge_steps,
+                  number, plan_batches, read_problems, run_script, same_answer, train_tokenizer, whole_number)
+from model import GPT, PUBLISHED, GPTConfig, download_published, init_embeddings, init_weights
 
 
 # ---- flags -------------------------------------------------------------------------------------------------
@@ -43,9 +43,11 @@ from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 # What a flag is where nobody gives it. A student from scratch has to learn to read, from the problems
 # themselves and from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the
 # paper.
-FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08}
+FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08,
+                "merged_steps": 0.3}
 FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
-FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0}
+FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0,
+               "merged_steps": 0.0}
 NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 4, "n_embd": 96, "dropout": 0.0}
 
 
@@ -65,7 +67,7 @@ def build_parser():
         help="tell a student that asks how many steps, or which equations, the solution has")
 
     add("--tokenizer", choices=["learned", "gpt2"], help="of a student from scratch (learned)")
-    add("--vocab-size", type=whole_number(257), help="of a learned vocabulary, tokens (1024)")
+    add("--vocab-size", type=whole_number(257), help="of a learned vocabulary, tokens (2048)")
     add("--block-size", type=whole_number(1), help="longest sequence, tokens (512; with --init its own)")
     add("--n-layer", type=whole_number(1), help="(4)")
     add("--n-head", type=whole_number(1), help="(one for every 32 of --n-embd)")
@@ -90,6 +92,8 @@ def build_parser():
         help="weight of the loss on what the student only reads, falling to 0 (from 0.3; to fine-tune 0)")
     add("--copy-examples", type=number(0, 0.99), metavar="SHARE",
         help="synthetic copy examples for each problem (0.08; to fine-tune 0)")
+    add("--merged-steps", type=number(0, 1), metavar="SHARE",
+        help="of a solver's problems, in which it takes steps that nobody asks for (0.3; to fine-tune 0)")
     add("--no-calculator", action="store_true",
         help="let the student learn to calculate, for infer.py --no-calculator")
     add("--seed", type=whole_number(0), default=0, help="(%(default)s)")
@@ -468,12 +472,12 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
             prompt_weight = prompt_loss_weight(args.prompt_loss_weight, done)
             indices = data.next_batch(progress)
             data.count_tokens(indices, progress)
-            step_weight = data.loss_weight(indices, prompt_weight)  # of all micro-batches and ranks
             progress.step += 1
+            step_weight = data.loss_weight(indices, prompt_weight, progress.step)  # of all parts and ranks
             if model.config.dropout:  # a seed for each step and rank, so that --resume repeats it
                 torch.manual_seed(((args.seed * 10 ** 9 + progress.step) * args.world + args.rank) % 2 ** 63)
             loss_sum = torch.zeros((), device=args.device)
-            for micro_batch in data.micro_batches(indices, prompt_weight):
+            for micro_batch in data.micro_batches(indices, prompt_weight, progress.step):
                 loss, _ = weighted_loss(forward, micro_batch, autocast)
                 scaler.scale(loss / step_weight).backward()
                 loss_sum += loss.detach()
@@ -512,6 +516,8 @@ class Data:
 
     def __init__(self, problems, valid_problems, tokenizer, block_size, args):
         self.args, self.tokenizer = args, tokenizer
+        if args.role == "solver":
+            problems = merge_steps(problems, args.merged_steps, args.seed)
         # rows: of each problem's sequence, which row of --train it is, from 1; copy examples come behind
         self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
         copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
@@ -523,7 +529,7 @@ class Data:
         valid, rows = encode_fitting(valid_problems, args.valid, tokenizer, block_size, args)
         rng = np.random.default_rng(0)
         plan = plan_batches([len(ids) for ids, _ in valid], min(args.batch_tokens, 8192), rng)
-        self.valid_batches = [make_batch([valid[i] for i in batch], 0.0, args.device)
+        self.valid_batches = [make_batch([valid[i] for i in batch], device=args.device)
                               for batch in plan[args.rank::args.world]]
         self.to_solve = [valid_problems[row - 1] for row in rows[:SOLVED_PROBLEMS]]
 
@@ -546,17 +552,17 @@ class Data:
         """A step's sequences for the micro-batches of all ranks; some are empty if there are too few."""
         return np.array_split(indices, self.args.grad_accum * self.args.world)
 
-    def micro_batches(self, indices, prompt_weight):
+    def micro_batches(self, indices, prompt_weight, turn):
         """Yield this rank's micro-batches of a step, as tensors."""
         for part in self.split(indices)[self.args.rank::self.args.world]:
             if len(part):
                 sequences = [self.sequences[i] for i in part]
-                yield make_batch(sequences, prompt_weight, self.args.device)
+                yield make_batch(sequences, prompt_weight, turn, self.args.device)
 
-    def loss_weight(self, indices, prompt_weight):
+    def loss_weight(self, indices, prompt_weight, turn):
         """The sum of the loss weights of a step's tokens, of all ranks."""
-        written = sum(self.loss_tokens[i] for i in indices)
-        return written + prompt_weight * (sum(self.lengths[i] - 1 for i in indices) - written)
+        masks = [self.sequences[i][1] for i in indices]
+        return float(sum(loss_weights(mask[1:], prompt_weight, turn).sum() for mask in masks))
 
     def count_tokens(self, indices, progress):
         """Count a step's tokens, of all ranks, in `progress`."""
@@ -786,7 +792,7 @@ def open_model(args, problems, checkpoint):
         if args.dropout is not None:
             model.config.dropout = args.dropout
     else:
-        vocab_size = args.vocab_size or 1024
+        vocab_size = args.vocab_size or 2048
         tokenizer = Tokenizer.gpt2() if args.tokenizer == "gpt2" else train_tokenizer(problems, vocab_size)
         config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
                            args.dropout, gelu="none")
@@ -861,6 +867,10 @@ def main(argv=None):
     torch.set_flush_denormal(True)  # tiny gradients slow a CPU down a hundred times
     checkpoints = Checkpoints(model, tokenizer, args, checkpoint, [problems, valid_problems])
     data = Data(problems, valid_problems, tokenizer, model.config.block_size, args)
+    if not checkpoint and not args.init:
+        init_embeddings(model, [ids for ids, _ in data.sequences])
+        if args.world > 1:
+            dist.broadcast(model.wte.weight.data, src=0)  # machines may round differently
     args.max_steps = max(1, round(args.epochs * len(data.plan_epoch(1)))) if args.epochs else args.steps
     progress = Progress(**checkpoint["progress"]) if checkpoint else Progress()
     n_params = sum(p.numel() for p in model.parameters())

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 import infer
 from data import (ROLES, Tokenizer, UserError, calculator_result, encode_problems, make_batch, run_script,
                   segments, to_line, write_problems)
-from infer import PROCEDURES, Sampling, Student, Unfinished, load_student, main, mcnemar, solve, vote, wilson
+from infer import (PROCEDURES, Sampling, Student, Unfinished, is_doubtful, load_student, main, mcnemar, solve,
+                   vote, wilson)
 from model import GPT, GPTConfig, init_weights
 
 BYTES = Tokenizer.train([], 257)  # every byte is a token
@@ -361,6 +362,41 @@ def test_samples_vote_by_answers_as_numbers(trained):
     problem = {"problem": "Ann has 3 \ud800 cats."}  # which no UTF-8 can spell
     (_, record), = infer.solve_by_vote([problem], infer.answer, students, sampling=Sampling(), samples=2)
     assert len(record["votes"]) == 2
+
+
+def dialogue(result, answer=None, **more):
+    steps = [{"question": "How many?", "solution": f"<<5-8={result}>>{result}"}]
+    return {"steps": steps, "answer": answer or result, "unfinished": None, **more}
+
+
+@pytest.mark.parametrize("problem, result, doubtful", [
+    ("Tom has 5 apples.", "3", False), ("Tom has 5 apples.", "-3", True), ("Tom has 5 apples.", "2.5", True),
+    ("Tom has $5.", "2.5", False), ("Tom has 5 dollars.", "-3", True), ("The price is 5.", "2.5", False),
+    ("A rope of 2.5 meters.", "1.25", False), ("He eats 1/2 of it.", "2.5", False)])
+def test_results_below_zero_or_with_decimals_are_doubtful(problem, result, doubtful):
+    assert is_doubtful({"problem": problem}, dialogue(result)) == doubtful
+
+
+def test_doubtful_problems_are_solved_again_by_vote(monkeypatch):
+    """The first dialogues of three problems, then four more of each doubtful one: doubtful ones do not vote."""
+    first = [dialogue("-3"), dialogue("13"), dialogue("0.6", "3")]
+    more = {"a": ["2", "13", "-3", "13"], "c": ["0.6", "-3", "0.6", "-3"]}
+
+    def solve(problems, procedure, students, samples=1, sampling=None, **options):
+        if sampling is None:
+            yield from enumerate(first)
+            return
+        assert [problem["problem"] for problem in problems] == (["a", "c"] if samples else [])
+        for k in range(samples):
+            for index, problem in enumerate(problems):
+                yield index, dialogue(more[problem["problem"]][k], sample=k)
+
+    monkeypatch.setattr(infer, "solve", solve)
+    problems = [{"problem": name} for name in "abc"]
+    found = dict(infer.solve_by_vote(problems, infer.cot, {}, retries=4))
+    assert found[0]["answer"] == "13" and found[0]["votes"] == ["2", "13", "13"]
+    assert (found[1], found[2]) == (first[1], first[2])
+    assert dict(infer.solve_by_vote(problems, infer.cot, {})) == dict(enumerate(first))
 
 
 def fails(capsys, *argv):
