@@ -1,4 +1,5 @@
 """data.py: strict reading, the roles' loss mask, batches, numbers, the calculator, the tokenizer."""
+import contextlib
 import json
 import os
 import random
@@ -23,13 +24,19 @@ PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do th
     {"question": "How many do they have?", "solution": "They have <<12+15=27>>27 pens."}], "answer": "27"}
 TEXTS = [PROBLEM["problem"], *(text for step in PROBLEM["steps"] for text in step.values())] * 3
 ROOT = Path(data.__file__).parent
-STRINGS = ["", " ", "Bo's 007 pens", "a\n\n b\t \n", "naïve 東京 🙂‍↔️ ½ ٣", "x" * 300, "ababababab aaaaaaa",
-           "<|endoftext|>", "\x00\x7f\u2028", "<<10+20=30>>30", "1,000,000 - 3.50 = $7%"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.train(TEXTS, 330)
+
+
+def refusal(beginning, read, *args):
+    """What read(*args) says: a UserError of one line that begins like this."""
+    with pytest.raises(UserError) as error:
+        read(*args)
+    assert str(error.value).startswith(str(beginning)) and "\n" not in str(error.value)
+    return str(error.value)
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -40,16 +47,13 @@ def tokenizer():
     ({"problem": "a", "steps": PROBLEM["steps"]}, "'answer' is missing"),
     (PROBLEM | {"answer": 27}, "'answer' must be a string, found int"),
     (PROBLEM | {"problem": " "}, "'problem' is empty"),
-    (PROBLEM | {"steps": []}, "'steps' must be a list with"), (PROBLEM | {"steps": ["a"]}, r"steps\[0\]"),
-    (PROBLEM | {"steps": [{"question": "a"}]}, r"'steps\[0\].solution'"),
+    (PROBLEM | {"steps": []}, "'steps' must be a list with"), (PROBLEM | {"steps": ["a"]}, "steps[0]"),
+    (PROBLEM | {"steps": [{"question": "a"}]}, "'steps[0].solution'"),
 ])
 def test_what_is_wrong_in_a_file_is_named_by_file_line_and_field(row, error, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    row = row if isinstance(row, bytes) else json.dumps(row).encode()
+    path, row = tmp_path / "x.jsonl", row if isinstance(row, bytes) else json.dumps(row).encode()
     path.write_bytes(json.dumps(PROBLEM).encode() + b"\n\n" + row + b"\n")
-    with pytest.raises(UserError, match=error) as raised:
-        read_problems(path)
-    assert str(raised.value).startswith(f"{path}:3: ") and "\n" not in str(raised.value)
+    assert error in refusal(f"{path}:3: ", read_problems, path)
 
 
 @pytest.mark.parametrize("content, error", [
@@ -59,38 +63,25 @@ def test_what_is_wrong_in_a_file_is_named_by_file_line_and_field(row, error, tmp
 ])
 def test_a_file_of_another_kind_is_named_for_what_it_is(content, error, tmp_path):
     (tmp_path / "x.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=error) as raised:
-        read_problems(tmp_path / "x.jsonl")
-    assert str(raised.value).startswith(str(tmp_path / "x.jsonl")) and "\n" not in str(raised.value)
+    assert error in refusal(tmp_path / "x.jsonl", read_problems, tmp_path / "x.jsonl")
 
 
 def test_a_problem_read_is_a_problem_written(tmp_path):
     problem = PROBLEM | {"id": "x-1", "note": {"kept": True}, "problem": "\u2028東京 Ana"}
     data.write_problems(tmp_path / "rows.jsonl", [problem] * 3)
-    assert read_problems(tmp_path / "rows.jsonl") == [problem] * 3
     (tmp_path / "array.json").write_text("\ufeff" + json.dumps([problem] * 3), encoding="utf-8")
-    assert read_problems(tmp_path / "array.json") == [problem] * 3
-
-
-def test_problems_to_be_solved_and_not_scored_need_neither_steps_nor_answers(tmp_path):
-    rows = [{"problem": "a 1"}, {"problem": "b 2", "steps": [{"question": "b?"}]}]
-    data.write_problems(tmp_path / "rows.jsonl", rows)
-    assert read_problems(tmp_path / "rows.jsonl", steps=False, answer=False) == rows
-    with pytest.raises(UserError, match="rows.jsonl:1: field 'steps'"):
-        read_problems(tmp_path / "rows.jsonl", answer=False)
+    for file in "rows.jsonl", "array.json":
+        assert read_problems(tmp_path / file) == [problem] * 3
 
 
 def test_files_are_replaced_together_or_not_at_all(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(ZeroDivisionError), data.atomic_write(tmp_path) as folder:
-        (folder / "a").write_text("new")
-        1 / 0
-    assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
-    with data.atomic_write(tmp_path) as folder:
-        (folder / "a").write_text("new")
-        (folder / "b").write_text("new")
-    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    for divisor, expected in (0, {"a": "old"}), (1, {"a": "new", "b": "new"}):
+        with contextlib.suppress(ZeroDivisionError), data.atomic_write(tmp_path) as folder:
+            for name in "ab":
+                (folder / name).write_text("new")
+            1 / divisor
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == expected
 
 
 # ---- sequences and batches ---------------------------------------------------------------------------------
@@ -107,29 +98,27 @@ def test_the_loss_mask_is_what_the_roles_table_says(role, text, in_loss, tokeniz
              "#": "####", "a": " 27", ".": END}
     for calculator in (True, False):
         (ids, mask), = encode_problems([PROBLEM], role, tokenizer, calculator=calculator)
-        spell = lambda chosen: tokenizer._tiktoken.decode(ids[chosen].tolist())
-        assert spell(slice(None)) == "".join(names[c] for c in text)
+        assert tokenizer.decode(ids.tolist()) == "".join(names[c] for c in text)
         written = "".join(names[c] for c in in_loss)
         if calculator:  # what it writes is no student's to learn
             written = written.replace("=15>>", "=").replace("=27>>", "=")
-        assert spell(mask) == written
+        assert tokenizer.decode(ids[mask].tolist()) == written
 
 
 def test_one_sequence_a_problem_has_the_loss_of_one_sequence_a_sub_question(tokenizer):
     model = init_weights(GPT(GPTConfig(tokenizer.vocab_size, 200, 2, 2, 16)), 0).double()
 
-    def summed(sequence):
-        ids, loss_positions, targets, weights = make_batch([sequence])
+    def summed(ids, mask):
+        ids, loss_positions, targets, _ = make_batch([(np.array(ids), np.array(mask))])
         return F.cross_entropy(model(ids, loss_positions), targets, reduction="sum")
 
     before, parts = [], 0
     for text, in_loss in segments(PROBLEM, "solver"):
         own = [tokenizer.end] if text is None else tokenizer.encode(text)
         if in_loss:
-            mask = [False] * len(before) + [True] * len(own)
-            parts = parts + summed((np.array(before + own), np.array(mask)))
+            parts += summed(before + own, [False] * len(before) + [True] * len(own))
         before += own
-    whole = summed(encode_problems([PROBLEM], "solver", tokenizer)[0])
+    whole = summed(*encode_problems([PROBLEM], "solver", tokenizer)[0])
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
 
 
@@ -162,18 +151,18 @@ def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_co
     examples = copy_examples(problems, tokenizer, 50, seed=3)
     assert len(examples) == 50 and examples == copy_examples(problems, tokenizer, 50, seed=3)
     assert examples != copy_examples(problems, tokenizer, 50, seed=4)
-    n_statements = n_reworded = 0
+    said = []
     for example in examples:
         n = len(example) // 8  # a name and a number each, four times
         statements = [name + number for (name, _), (number, _) in zip(example[::2], example[1::2])]
-        rounds = [statements[k * n:(k + 1) * n] for k in range(4)]
-        assert 4 <= n <= 8 and len(set(rounds[0])) == n and rounds[0] == rounds[1]
-        assert all(sorted(order) == sorted(rounds[0]) for order in rounds)
+        first, again, *shuffled = [statements[k * n:(k + 1) * n] for k in range(4)]
+        assert 4 <= n <= 8 and len(set(first)) == n and first == again
+        assert all(sorted(order) == sorted(first) for order in shuffled)
         assert [in_loss for _, in_loss in example] == [False] * 2 * n + [True] * 6 * n
-        reworded = set(rounds[0]) - known
-        assert all(re.fullmatch(r" ([A-J] [a-zA-Z]+|[a-zA-Z]+ has) \d+\.", text) for text in reworded)
-        n_statements, n_reworded = n_statements + n, n_reworded + len(reworded)
-    assert 0.3 < n_reworded / n_statements < 0.7
+        said += first
+    reworded = [text for text in said if text not in known]
+    assert all(re.fullmatch(r" ([A-J] [a-zA-Z]+|[a-zA-Z]+ has) \d+\.", text) for text in reworded)
+    assert 0.3 < len(reworded) / len(said) < 0.7
     many = copy_examples(problems, tokenizer, 1000, seed=3)
     seen = set(tokenizer.encode("".join(text for example in many for text, _ in example)))
     assert all(i in seen for i in range(256, tokenizer.end) if tokenizer.decode([i]).strip().isalpha())
@@ -183,129 +172,107 @@ def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_co
 
 # ---- answers -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, value", [
-    ("70,000", 70000), ("70000.0", 70000), ("$70,000", 70000), ("$70000.", 70000), ("12,34", None),
-    ("1,2", None), ("1,2345", None), ("1234,567", None), ("1,234,567.50", Fraction(2469135, 2)),
-    ("1/2", Fraction(1, 2)), ("1 1/2", Fraction(3, 2)), ("-1 1/2", Fraction(-3, 2)), ("½", Fraction(1, 2)),
-    ("1½", Fraction(3, 2)), ("+7", 7), ("\u22125", -5), ("-$5", -5), ("$-5", -5), ("\\$9{,}500", 9500),
-    ("12\u202f000", 12000), ("12\u00a0000", 12000), ("12\\,000", 12000), ("\\frac{1}{2}", Fraction(1, 2)),
-    ("2\\tfrac{1}{4}", Fraction(9, 4)), ("50%", 50), (".5", Fraction(1, 2)), ("1/0", None),
-    ("5 apples", None), ("--5", None), ("", None), ("9" * 5000, None), ("٣", None),
-    ("€3.20", Fraction(16, 5)), ("1 2", None), ("1.2.3", None), ("0x10", None),
-])
-def test_a_number_is_read_as_people_write_it(text, value):
-    assert data.parse_number(text) == value
+def check(function, expected):
+    """Compare what a function returns with {its argument, or a tuple of them: what it should return}."""
+    assert {args: function(*args if isinstance(args, tuple) else [args]) for args in expected} == expected
 
 
-@pytest.mark.parametrize("a, b, same", [
-    ("1,2", "12", False), ("12,34", "1234", False), ("1/2", "0.5", True), ("1 1/2", "1.5", True),
-    ("+7", "7", True), ("\u22125", "-5", True), ("-5", "5", False), ("Yes.", "true", True),
-    ("no", "False", True), ("yes", "no", False), ("Paris", "paris.", True), ("12", "12.0", True),
-    ("1,2", "1,2", True), ("0.1", "1/10", True), ("$5", "5%", True),
-])
-def test_answers_are_compared_as_numbers_where_both_are(a, b, same):
-    assert data.same_answer(a, b) == data.same_answer(b, a) == same
+def test_a_number_is_read_as_people_write_it():
+    check(data.parse_number, {
+        "70,000": 70000, "70000.0": 70000, "$70,000": 70000, "$70000.": 70000, "1,234,567.50": 1234567.5,
+        "1/2": 0.5, "1 1/2": 1.5, "-1 1/2": -1.5, "½": 0.5, "1½": 1.5, "+7": 7, "\u22125": -5, "-$5": -5,
+        "$-5": -5, "\\$9{,}500": 9500, "12\u202f000": 12000, "12\u00a0000": 12000, "12\\,000": 12000,
+        "\\frac{1}{2}": 0.5, "2\\tfrac{1}{4}": 2.25, "50%": 50, ".5": 0.5, "€3.20": Fraction("3.2"),
+    } | dict.fromkeys(["12,34", "1,2", "1,2345", "1234,567", "1/0", "5 apples", "--5", "", "9" * 5000, "٣",
+                       "1 2", "1.2.3", "0x10"]))
+
+
+def test_answers_are_compared_as_numbers_where_both_are():
+    for a, b, same in (
+            ("1,2", "12", False), ("12,34", "1234", False), ("1/2", "0.5", True), ("1 1/2", "1.5", True),
+            ("+7", "7", True), ("\u22125", "-5", True), ("-5", "5", False), ("Yes.", "true", True),
+            ("no", "False", True), ("yes", "no", False), ("Paris", "paris.", True), ("12", "12.0", True),
+            ("1,2", "1,2", True), ("0.1", "1/10", True), ("$5", "5%", True)):
+        check(data.same_answer, {(a, b): same, (b, a): same})
 
 
 def test_numbers_in_a_text_have_their_signs():
     assert data.numbers_in("from 10-5 to -3, 1,234.5 and -$7; 1/2, 3 1/3; a5 (-2) 8 - 4 = \u22124") == [
-        10, 5, -3, Fraction(2469, 2), -7, Fraction(1, 2), Fraction(10, 3), -2, 8, 4, -4]
+        10, 5, -3, 1234.5, -7, 0.5, Fraction(10, 3), -2, 8, 4, -4]
 
 
-@pytest.mark.parametrize("solution, answer, states", [
-    ("It is -5 degrees.", "5", False), ("It is -5 degrees.", "-5", True),
-    ("10-5 = <<10-5=5>>5 left.", "5", True), ("<<3*4=12>> He buys 12 apples.", "12", True),
-    ("He buys 120 apples.", "12", False), ("That is $1,200.", "1200", True),
-    ("They eat 3/4 of it.", "0.75", True), ("So the answer is no.", "no", True),
-    ("Nobody knows.", "no", False), ("It is 1.5 m.", "5", False), ("It costs 5.", "5", True),
-    ("Use <<2+3=5>>the sum.", "5", True),
-])
-def test_a_solution_states_an_answer_as_one_of_its_numbers_or_in_its_words(solution, answer, states):
-    assert data.states_answer(solution, answer) == states
+def test_a_solution_states_an_answer_as_one_of_its_numbers_or_in_its_words():
+    check(data.states_answer, {
+        ("It is -5 degrees.", "5"): False, ("It is -5 degrees.", "-5"): True,
+        ("10-5 = <<10-5=5>>5 left.", "5"): True, ("<<3*4=12>> He buys 12 apples.", "12"): True,
+        ("He buys 120 apples.", "12"): False, ("That is $1,200.", "1200"): True,
+        ("They eat 3/4 of it.", "0.75"): True, ("So the answer is no.", "no"): True,
+        ("Nobody knows.", "no"): False, ("It is 1.5 m.", "5"): False, ("It costs 5.", "5"): True,
+        ("Use <<2+3=5>>the sum.", "5"): True})
 
 
-@pytest.mark.parametrize("said, answer, same", [
-    ("m+n = 256+37 = 293", "293", True), ("m+n = 256+37 = 293", "256", False),
-    ("12 apples (3 boxes of 4)", "12", True), ("12 apples (3 boxes of 4)", "3", False),
-    ("So the answer is no.", "no", True), ("No - it sinks", "no", True), ("No - it sinks", "yes", False),
-    ("Yes, it could", "yes", True), ("The answer is 5.", "5", True), ("$9,500.", "9500", True),
-    ("about 12 or 13", "12", False), ("12 [each]", "12", True), ("x = 3 1/2 hours", "3.5", True),
-    ("5 hours, since 10/2 = 5", "5", True), ("no", "yes", False), ("-5 degrees", "5", False),
-    ("true", "yes", True),
-])
-def test_a_reply_gives_its_answer_behind_the_last_equals_sign_and_before_brackets(said, answer, same):
-    assert data.matches_answer(said, answer) == same
+def test_a_reply_gives_its_answer_behind_the_last_equals_sign_and_before_brackets():
+    check(data.matches_answer, {
+        ("m+n = 256+37 = 293", "293"): True, ("m+n = 256+37 = 293", "256"): False,
+        ("12 apples (3 boxes of 4)", "12"): True, ("12 apples (3 boxes of 4)", "3"): False,
+        ("So the answer is no.", "no"): True, ("No - it sinks", "no"): True, ("No - it sinks", "yes"): False,
+        ("Yes, it could", "yes"): True, ("The answer is 5.", "5"): True, ("$9,500.", "9500"): True,
+        ("about 12 or 13", "12"): False, ("12 [each]", "12"): True, ("x = 3 1/2 hours", "3.5"): True,
+        ("5 hours, since 10/2 = 5", "5"): True, ("no", "yes"): False, ("-5 degrees", "5"): False,
+        ("true", "yes"): True})
 
 
 def test_the_calculator_computes_what_python_does_in_fractions():
     draw = random.Random(0)
     for _ in range(3000):
-        parts = [str(draw.randint(0, 99))]
+        expression = str(draw.randint(0, 99))
         for _ in range(draw.randint(1, 5)):
-            parts.append(draw.choice("+-*/"))
-            parts.append(draw.choice([str(draw.randint(0, 99)), f"({draw.randint(1, 9)}-4)"]))
-        expression = "".join(parts)
+            expression += draw.choice("+-*/")
+            expression += draw.choice([str(draw.randint(0, 99)), f"({draw.randint(1, 9)}-4)"])
         try:
             value = eval(re.sub(r"\d+", r"Fraction(\g<0>)", expression))
         except ZeroDivisionError:
-            value = None
-        result = data.calculate(expression)
-        assert (result is None) == (value is None)
-        if value is not None:
-            exact = (value * 10 ** 4).denominator == 1
-            assert Fraction(result) == value if exact else abs(Fraction(result) - value) <= Fraction(1, 200)
+            assert data.calculate(expression) is None
+            continue
+        tolerance = 0 if (value * 10 ** 4).denominator == 1 else Fraction(1, 200)
+        assert abs(Fraction(data.calculate(expression)) - value) <= tolerance
 
 
-@pytest.mark.parametrize("expression, result", [
-    ("3*(4+1.5)", "16.5"), ("1,200*2", "2400"), ("3,5*2", None), ("12,34+1", None), ("5%*20", "1"),
-    ("$7.50/2", "3.75"), ("100/3", "33.33"), ("1/8", "0.125"), ("20/5%", "400"),
-    ("12345678901234567.5*2", "24691357802469135"), ("05*2", "10"), ("7//2", "3"), ("-3+-(2)", "-5"),
-    ("1/0", None), ("2**3", None), ("", None), ("1+", None), ("(1", None), ("a+1", None), ("1 2", None),
-    ("9" * 101, None), ("\u22125+2", "-3"), ("0-0.001", "-0.001"),
-])
-def test_the_calculator_takes_gsm8ks_expressions_and_nothing_else(expression, result):
-    assert data.calculate(expression) == result
+def test_the_calculator_takes_gsm8ks_expressions_and_nothing_else():
+    check(data.calculate, {
+        "3*(4+1.5)": "16.5", "1,200*2": "2400", "5%*20": "1", "$7.50/2": "3.75", "100/3": "33.33",
+        "1/8": "0.125", "20/5%": "400", "12345678901234567.5*2": "24691357802469135", "05*2": "10",
+        "7//2": "3", "-3+-(2)": "-5", "\u22125+2": "-3", "0-0.001": "-0.001",
+    } | dict.fromkeys(["3,5*2", "12,34+1", "1/0", "2**3", "", "1+", "(1", "a+1", "1 2", "9" * 101]))
 
 
 def test_the_calculator_has_its_turn_behind_an_open_annotation_alone():
-    assert data.calculator_result(b"Bo has <<12+3=") == "15>>"
-    for line in b"12+3=", b"<<12+3", b"<<12+3=15>>15 =", b"<<x+3=", "<<½é=".encode()[:-2]:
-        assert data.calculator_result(line) is None
+    check(data.calculator_result, {b"Bo has <<12+3=": "15>>"} | dict.fromkeys(
+        [b"12+3=", b"<<12+3", b"<<12+3=15>>15 =", b"<<x+3=", "<<½é=".encode()[:-2]]))
 
 
-@pytest.mark.parametrize("solution, problems", [
-    ("He has <<3+4=7>>7.", 0), ("He has <<3+4=8>>8.", 1), ("He has <<3+4=7>>8.", 1), ("He has <<3+4=7.", 1),
-    ("<<10/3=3.33>>3.33", 0), ("<<10/3=3.3>>", 0), ("<<10/3=3.5>>", 1), ("<<a=3>>", 1), ("None here.", 0),
-    ("<<1000*2=2000>>2,000 of them", 0), ("<<5-10=-5>>-5 degrees", 0),
-])
-def test_invalid_annotations_are_found(solution, problems):
-    assert len(list(data.invalid_annotations(solution))) == problems
+def test_invalid_annotations_are_found():
+    valid = ["He has <<3+4=7>>7.", "<<10/3=3.33>>3.33", "<<10/3=3.3>>", "None here.",
+             "<<1000*2=2000>>2,000 of them", "<<5-10=-5>>-5 degrees"]
+    invalid = ["He has <<3+4=8>>8.", "He has <<3+4=7>>8.", "He has <<3+4=7.", "<<10/3=3.5>>", "<<a=3>>"]
+    check(lambda solution: len(list(data.invalid_annotations(solution))),
+          dict.fromkeys(valid, 0) | dict.fromkeys(invalid, 1))
 
 
-@pytest.mark.parametrize("solution, annotated", [
-    ("3 x 4 = $12 in all.", "3 x 4 = $<<3*4=12>>12 in all."), ("10 ÷ 4 = 2.5", "10 ÷ 4 = <<10/4=2.5>>2.5"),
-    ("He has <<3+4=7>>7 and 7 - 2 = 5.", "He has <<3+4=7>>7 and 7 - 2 = <<7-2=5>>5."),
-    ("1,200 + 300 = 1,500.", "1,200 + 300 = <<1200+300=1500>>1,500."), ("5-10 = -5", "5-10 = <<5-10=-5>>-5"),
-    ("3*4 = 12 and 2*3 = 6", "3*4 = <<3*4=12>>12 and 2*3 = <<2*3=6>>6"),
-    ("20-8 = 12 left", "20-8 = <<20-8=12>>12 left"), ("10/3 = 3.33 hours", "10/3 = <<10/3=3.33>>3.33 hours"),
-])
-def test_a_plain_equation_gets_its_annotation(solution, annotated):
-    assert data.annotate_equations(solution) == annotated
-
-
-@pytest.mark.parametrize("solution", [
-    "10/4 = 2 remainder 2", "10/3 = 3 1/3 hours", "10/4 = 2 R2", "10/4 = 2, r 2",
-    "10/4 = 2 with 2 left over", "10/3 = 3.33...", "3 1/2 * 2 = 7", "7/2 = 3 and a half", "7/2 = 3½ cups",
-    "3:30 - 1 = 2", "3/4 = 75%", "2^3*4 = 32", "10/3 ≈ 3.3", "2*3 = 6 = 5+1",
-])
-def test_what_is_not_certainly_an_equation_stays_as_it_is(solution):
-    assert data.annotate_equations(solution) in (solution, "2*3 = <<2*3=6>>6 = 5+1")
-
-
-@pytest.mark.parametrize("solution", ["3*4 = 13", "10 + 5 = $16.", "2*3 = 7 apples", "100/4 = 20"])
-def test_a_wrong_equation_is_an_error(solution):
-    with pytest.raises(ValueError, match="does not compute"):
-        data.annotate_equations(solution)
+def test_a_plain_equation_gets_its_annotation_and_what_is_not_certainly_one_stays_as_it_is():
+    unsure = ["10/4 = 2 remainder 2", "10/3 = 3 1/3 hours", "10/4 = 2 R2", "10/4 = 2, r 2", "10/3 = 3.33...",
+              "10/4 = 2 with 2 left over", "3 1/2 * 2 = 7", "7/2 = 3 and a half", "7/2 = 3½ cups",
+              "3:30 - 1 = 2", "3/4 = 75%", "2^3*4 = 32", "10/3 ≈ 3.3"]
+    check(data.annotate_equations, dict(zip(unsure, unsure)) | {
+        "3 x 4 = $12 in all.": "3 x 4 = $<<3*4=12>>12 in all.", "10 ÷ 4 = 2.5": "10 ÷ 4 = <<10/4=2.5>>2.5",
+        "He has <<3+4=7>>7 and 7 - 2 = 5.": "He has <<3+4=7>>7 and 7 - 2 = <<7-2=5>>5.",
+        "1,200 + 300 = 1,500.": "1,200 + 300 = <<1200+300=1500>>1,500.",
+        "3*4 = 12 and 2*3 = 6": "3*4 = <<3*4=12>>12 and 2*3 = <<2*3=6>>6",
+        "10/3 = 3.33 hours": "10/3 = <<10/3=3.33>>3.33 hours", "5-10 = -5": "5-10 = <<5-10=-5>>-5",
+        "20-8 = 12 left": "20-8 = <<20-8=12>>12 left", "2*3 = 6 = 5+1": "2*3 = <<2*3=6>>6 = 5+1"})
+    for wrong in "3*4 = 13", "10 + 5 = $16.", "2*3 = 7 apples", "100/4 = 20":
+        with pytest.raises(ValueError, match="does not compute"):
+            data.annotate_equations(wrong)
 
 
 def test_the_calculator_equals_gsm8ks_annotations():
@@ -319,26 +286,6 @@ def test_the_calculator_equals_gsm8ks_annotations():
 
 # ---- the tokenizer -----------------------------------------------------------------------------------------
 
-def random_strings(n, alphabet, rng=random.Random(0)):
-    return ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 40))) for _ in range(n)]
-
-
-def test_any_text_comes_back_from_its_ids(tokenizer):
-    everything = "".join(map(chr, [*range(0, 0xD800, 7), *range(0xE000, 0x110000, 131)]))
-    for text in STRINGS + random_strings(300, everything):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")  # half a surrogate pair
-
-
-def test_digits_and_newlines_are_single_tokens(tokenizer):
-    assert tokenizer.vocab_size > 280
-    for token in tokenizer.ranks:
-        digits = set(token[1:]) & set(b"0123456789")
-        assert b"\n" not in token[1:] and not digits or token[:1] == b" " and len(token) == 2
-    assert len(tokenizer.encode("40213")) == 5
-    assert tokenizer.encode("\n") == [tokenizer.ranks[b"\n"]]
-
-
 def strings_of_every_kind():
     """2,000 strings, the same each time; those of one character in long runs."""
     rng = random.Random(7)
@@ -349,12 +296,11 @@ def strings_of_every_kind():
         ["🙂", "\u200d", "\ufe0f", "👩", "💻", "🇩", "🇪", "1\ufe0f\u20e3", "e\u0301", " "],
         ["def ", "return", "    ", "\n", "{", "}", "==", "!=", "->", "self.", "x_1", "0x1F", "/*", "\"", "'"],
         ["'s", "'ll", "'VE", "don't", "I'm", " ", "’s", "Ann", "cats", "$", "½", "٣", "ǅ", "ß", "İ"]]
-    strings = STRINGS + TEXTS
-    for alphabet in alphabets:
-        strings += random_strings(200, alphabet, rng)
     runs = (*"a ^1\n\t'東", "🙂", "ab", " a", "\u200d")
-    strings += [c * n + end for c in runs for n in (2, 50, 999) for end in ("", " ", "y")]
-    return [text for text in strings if END not in text]  # which transformers reads as the special token
+    return ["", "Bo's 007 pens", "naïve 東京 🙂‍↔️ ½ ٣", "<<10+20=30>>30", "1,000,000 - 3.50 = $7%", *TEXTS,
+            *(c * n + end for c in runs for n in (2, 50, 999) for end in ("", " ", "y")),
+            *("".join(rng.choices(alphabet, k=rng.randint(1, 40)))
+              for alphabet in alphabets for _ in range(200))]
 
 
 @pytest.fixture(params=["learned", "gpt2"])
@@ -369,19 +315,33 @@ def a_tokenizer(request, tokenizer, monkeypatch):
     return Tokenizer.gpt2()
 
 
-def test_ids_are_those_of_tiktoken_and_of_transformers_on_2000_strings(a_tokenizer, tmp_path, transformers):
-    a_tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    strings = strings_of_every_kind()
+def test_any_text_comes_back_from_its_ids(a_tokenizer):
+    strings = [END, *strings_of_every_kind()]
     ids = a_tokenizer.encode_batch(strings)
-    assert len(strings) > 1800
-    for text, ours, other in zip(strings, ids, theirs(strings)["input_ids"]):
-        assert ours == other == a_tokenizer.encode(text), ascii(text)
-        assert a_tokenizer.decode(ours) == theirs.decode(ours) == text, ascii(text)
+    assert len(strings) > 1900 and [a_tokenizer.decode(each) for each in ids] == strings
+    assert all(a_tokenizer.end not in each for each in ids)
+    assert a_tokenizer.encode("a\ud800b") == a_tokenizer.encode("a\ufffdb")  # half a surrogate pair
     if a_tokenizer.end == 50256:
         assert ids == tiktoken.get_encoding("gpt2").encode_ordinary_batch(strings)
+
+
+def test_a_vocabulary_goes_to_transformers_with_the_same_ids_and_comes_back(
+        a_tokenizer, tmp_path, transformers):
+    a_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    theirs, strings = transformers.AutoTokenizer.from_pretrained(tmp_path), strings_of_every_kind()
+    for text, ids in zip(strings, theirs(strings)["input_ids"], strict=True):
+        assert a_tokenizer.encode(text) == ids and theirs.decode(ids) == text, ascii(text)
     assert theirs.convert_tokens_to_ids(END) == theirs.eos_token_id == theirs.bos_token_id == a_tokenizer.end
+
+    path = tmp_path / "back" / "tokenizer.json"
+    theirs.save_pretrained(path.parent)
+    for name in "vocab.json", "merges.txt":
+        (path.parent / name).unlink(missing_ok=True)
+    assert Tokenizer.from_pretrained(path.parent).ranks == a_tokenizer.ranks
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    told = refusal(f"{path}: not a GPT-2 vocabulary ", Tokenizer.from_pretrained, path.parent)
+    assert "not byte-level BPE" in told
 
 
 def test_gpt2s_own_files_open_and_are_written_again_as_they_were(a_tokenizer, tmp_path):
@@ -410,33 +370,17 @@ def test_a_broken_vocabulary_is_refused_in_one_line(file, change, error, tokeniz
     tokenizer.save_pretrained(tmp_path)
     path = tmp_path / file
     path.write_text(change(path.read_text())) if change else path.unlink()
-    with pytest.raises(UserError, match=error) as raised:
-        Tokenizer.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_the_tokenizer_json_of_transformers_opens_to_the_same_ids(tokenizer, tmp_path, transformers):
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
-    for name in "vocab.json", "merges.txt":
-        (tmp_path / "theirs" / name).unlink(missing_ok=True)
-    assert Tokenizer.from_pretrained(tmp_path / "theirs").ranks == tokenizer.ranks
-    path = tmp_path / "theirs" / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
-    with pytest.raises(UserError, match="tokenizer.json: not a GPT-2 vocabulary .*not byte-level BPE"):
-        Tokenizer.from_pretrained(tmp_path / "theirs")
+    assert error in refusal(tmp_path, Tokenizer.from_pretrained, tmp_path)
 
 
 def test_a_damaged_or_missing_file_of_tiktokens_cache_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: 1 / 0)  # what tiktoken does without a network
-    name = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
-    with pytest.raises(UserError, match=f"{name} is missing; it is GPT-2's vocab.bpe"):
-        Tokenizer.gpt2()
-    (tmp_path / name).write_text("damaged")
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        Tokenizer.gpt2()
+    path = tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
+    failure = "GPT-2's vocabulary could not be downloaded"
+    assert f"{path} is missing; it is GPT-2's vocab.bpe" in refusal(failure, Tokenizer.gpt2)
+    path.write_text("damaged")
+    assert f"{path} is damaged" in refusal(failure, Tokenizer.gpt2)
 
 
 def brute_force_ranks(texts, vocab_size):
@@ -466,6 +410,7 @@ def brute_force_ranks(texts, vocab_size):
 
 @pytest.mark.parametrize("letters", ["ab ", "abc 1", "aab\n ", "einrs t", "é東a "])
 def test_learning_a_vocabulary_is_that_of_a_brute_force_count(letters):
+    """Newlines and digits, but for a space before them, are tokens of their own."""
     draw = random.Random(letters)
     for n in (3, 30, 300):
         texts = ["".join(draw.choices(letters, k=draw.randrange(20))) for _ in range(n)]
