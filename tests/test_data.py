@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 import data
-from data import (END, ROLES, Tokenizer, UserError, copy_examples, encode_problems, make_batch, plan_batches,
-                  read_problems, segments)
+from data import (END, ROLES, Tokenizer, UserError, copy_examples, encode_problems, make_batch, merge_steps,
+                  plan_batches, read_problems, segments)
 from model import GPT, GPTConfig, init_weights
 
 PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do they have?", "steps": [
@@ -122,14 +122,36 @@ def test_one_sequence_a_problem_has_the_loss_of_one_sequence_a_sub_question(toke
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
 
 
+def test_merged_steps_keep_all_solutions_and_the_last_questions():
+    problems = [{"steps": [{"question": f"{n}: {k}?", "solution": f"<<{k}+{n}={k + n}>>"} for k in range(n)]}
+                for n in (1, 2, 3, 4) for _ in range(50)]
+    merged = merge_steps(problems, 0.5, seed=3)
+    assert merged == merge_steps(problems, 0.5, seed=3) and merge_steps(problems, 0.0, seed=3) == problems
+    lost = Counter()
+    for before, after in zip(problems, merged, strict=True):
+        solutions, questions = ([step[key] for step in before["steps"]] for key in ("solution", "question"))
+        n = len(questions) - len(after["steps"])  # questions that are gone
+        assert [step["question"] for step in after["steps"]] == questions[n:]
+        assert [step["solution"] for step in after["steps"]] == [" ".join(solutions[:n + 1]), *solutions[n + 1:]]
+        lost[len(questions), n] += 1
+    assert lost.keys() == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)}
+    assert 50 < sum(n for (_, gone), n in lost.items() if gone) < 100  # of 150
+
+
 def test_a_batch_weighs_the_next_token_of_each_position():
     sequences = [(np.array([5, 6, 7]), np.array([False, True, False])),
                  (np.array([1, 2, 3, 4]), np.array([False, False, True, True]))]
-    ids, loss_positions, targets, weights = make_batch(sequences, prompt_loss_weight=0.25)
+    ids, loss_positions, targets, weights = make_batch(sequences)
     assert ids.tolist() == [[5, 6, 0], [1, 2, 3]]
-    assert loss_positions.tolist() == [0, 1, 3, 4, 5] and targets.tolist() == [6, 7, 2, 3, 4]
-    assert weights.tolist() == [1.0, 0.25, 0.25, 1.0, 1.0]
-    assert make_batch(sequences)[1].tolist() == [0, 4, 5]
+    assert (loss_positions.tolist(), targets.tolist(), weights.tolist()) == ([0, 4, 5], [6, 3, 4], [1, 1, 1])
+    # what is only read bears its loss in one turn of four, four times as much; the padding never
+    over_turns, next_tokens = Counter(), {}
+    for turn in range(8):
+        _, loss_positions, targets, weights = make_batch(sequences, prompt_loss_weight=0.25, turn=turn)
+        next_tokens |= dict(zip(loss_positions.tolist(), targets.tolist()))
+        over_turns.update(dict(zip(loss_positions.tolist(), (weights / 8).tolist())))
+    assert next_tokens == {0: 6, 1: 7, 3: 2, 4: 3, 5: 4}
+    assert over_turns == {0: 1.0, 1: 0.25, 3: 0.25, 4: 1.0, 5: 1.0}
 
 
 @pytest.mark.parametrize("budget", [1, 64, 512])

@@ -305,7 +305,7 @@ def test_results_below_zero_or_with_decimals_are_doubtful(problem, result, doubt
 
 
 def test_doubtful_problems_are_solved_again_by_vote(monkeypatch):
-    """The first dialogues of three problems, then four more of each doubtful one: doubtful ones do not vote."""
+    """Three problems, then four more dialogues of each doubtful one, of which the doubtful do not vote."""
     first = [dialogue("-3"), dialogue("13"), dialogue("0.6", "3")]
     more = {"a": ["2", "13", "-3", "13"], "c": ["0.6", "-3", "0.6", "-3"]}
 
