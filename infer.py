@@ -425,7 +425,11 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
     if not (folder / "student.json").exists():
         out = "" if folder == Path("runs", role) else f" --out {folder}"
         raise UserError(f"{folder}: no student here yet; make one with: python train.py --role {role}{out}")
-    fields = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    try:
+        fields = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+        fields["role"]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{folder / 'student.json'}: not what train.py writes")
     if fields["role"] != role:
         raise UserError(f"{folder}: a student of the role '{fields['role']}', expected is the role '{role}'")
     try:
@@ -590,8 +594,11 @@ def evaluate_file(args, problems, procedure, students, options):
             about = {"row": index + 1, "id": problem.get("id", index + 1), "problem": problem["problem"]}
             results[index] = about | record | {"correct": correct, "teacher": problem.get("answer")}
             if args.out:
-                with open(args.out, "ab") as f:
-                    f.write(to_jsonl([results[index]]))
+                try:
+                    with open(args.out, "ab") as f:
+                        f.write(to_jsonl([results[index]]))
+                except OSError as e:  # of a full disk, which names no file
+                    raise UserError(f"--out {args.out}: {e.strerror}")
             bar.update()
     seconds, results = time.perf_counter() - start, [results[index] for index in range(len(problems))]
     written = sum(student.tokens_written for student in students.values())

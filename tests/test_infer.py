@@ -421,6 +421,13 @@ def folder(trained, tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("content", ['{"role"', "[]", "{}"])
+def test_a_damaged_student_file_is_one_line(folder, content):
+    (folder / "student.json").write_text(content)
+    with pytest.raises(UserError, match="student.json: not what train.py writes"):
+        load_student(folder, "solver", rows=1)
+
+
 def start(folder, *argv, **pipes):
     """Start infer.py, in a process of its own, with the folder's solver."""
     command = [sys.executable, "infer.py", "--procedure", "given", "--solver", folder, "--device", "cpu"]
@@ -472,7 +479,7 @@ def test_another_runs_results_and_foreign_files_are_refused(run):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_one_line(run):
-    assert run("--out", "/dev/full", problems=[ANN]) == (1, "error: [Errno 28] No space left on device\n")
+    assert run("--out", "/dev/full", problems=[ANN]) == (1, "error: --out /dev/full: No space left on device\n")
 
 
 def test_two_results_files_are_compared(run):
