@@ -63,7 +63,9 @@ SPLITS = "train", "valid", "test"
 #     step         5 + 3, asked for in the wordings QUESTIONS["now"]
 #     problem      Tom has 5 apples. He buys another 3 apples at the market. How many apples does he have now?
 #
-# First comes the code, in the order of this example, then the language: wordings, forms of words, words.
+# In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found;
+# DRAW says how other letters are drawn. First comes the code (story, fields, how it begins and goes on,
+# sentences, problem), then the language (wordings, forms of words, words).
 
 
 # ---- the template teacher: a story and its world -----------------------------------------------------------
@@ -113,7 +115,7 @@ class Entity:
 @dataclass(frozen=True)
 class Quantity:
     """What a story is about at some point: of whom, what, when or where, and how much."""
-    form: str               # which KINDS take it
+    form: str               # which KINDS take it: "own", "act", "there", "money", ... (see OPENINGS)
     S: Entity = None        # whose it is, or who does it; None: things that are there
     V: str = "have"         # the verb
     T: Thing = None         # what is counted
@@ -125,7 +127,8 @@ class Quantity:
 
 
 class Fact(NamedTuple):
-    """What one sentence or two tell: a kind, one of its wordings, and what fills it."""
+    """What one sentence or two tell: the name of a Kind or of an entry of TELL, one of its wordings, and what
+    fills it."""
     kind: str
     wording: str
     fields: dict
@@ -143,12 +146,12 @@ class Step(NamedTuple):
 class Story:
     """A problem in the making: what it tells (facts), and what is found step by step (steps).
 
-    level: 1; 2: facts are told in any order; 3: also more comparisons backwards. wordings: "all"; "train":
-    all but those held out; "test": these alone.
+    level: 1; 2: facts that are TIMELESS are told in any order; 3: also more comparisons backwards. wordings:
+    "all"; "train": all but those held out; "test": these alone.
     """
 
     def __init__(self, rng, words, n_steps, level=1, wordings="all"):
-        self.rng, self.words, self.n_steps, self.level, self.wordings = rng, words, n_steps, level, wordings
+        self.rng, self.words, self.n_steps, self.level, self.allowed = rng, words, n_steps, level, wordings
         self.tense = rng.choice(("past", "past", "present"))
         self.now = "present" if self.tense == "present" or rng.random() < 0.5 else "past"
         self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
@@ -256,8 +259,8 @@ class Story:
         """Add a fact, in one of its wordings for which all fields are there; that at place 1 is held out for
         test files. place: where among the facts (the end).
         """
-        if self.wordings != "all":
-            wordings = wordings[1:2] if self.wordings == "test" else wordings[:1] + wordings[2:]
+        if self.allowed != "all":
+            wordings = wordings[1:2] if self.allowed == "test" else wordings[:1] + wordings[2:]
         for wording in self.in_random_order(wordings):
             if available(wording, fields):
                 place = len(self.facts) if place is None else place
@@ -554,7 +557,7 @@ OPENINGS = {  # how often one begins a problem of one step, and one of several
 
 # ---- the template teacher: how a story goes on -------------------------------------------------------------
 
-RESULTS = {  # the quantity that a kind gives, of the one that it has taken and its fields
+GIVES = {  # the quantity that a kind gives, of the one that it has taken and its fields
     "own": lambda old, f: replace(old, form="own", V="have", tail=""),
     "act": lambda old, f: replace(old, form="act", tail="", others={}),
     "there": lambda old, f: replace(old, form="there", others={}),
@@ -585,7 +588,7 @@ def go_on(story, quantity):
         value = story.find(equation, asks, fields)
     if kind.say:
         story.tell(kind.name, kind.say, fields)
-    return replace(RESULTS[kind.gives](quantity, fields), value=value)
+    return replace(GIVES[kind.gives](quantity, fields), value=value)
 
 
 def draw_kind(story, quantity):
@@ -1011,7 +1014,8 @@ def add_template_flags(p):
     p.add_argument("--out", type=Path, default=Path("annotations"), metavar="DIR",
                    help="folder of the files (%(default)s)")
     p.add_argument("--level", type=int, choices=(1, 2, 3), default=1,
-                   help="1 (default): as in books for children; 2: facts in another order; 3: also backwards")
+                   help="1 (default): as in books for children; 2: facts in any order where it does not "
+                        "matter; 3: also four times as many comparisons told backwards")
     p.add_argument("--steps", type=steps_range, default=(1, 5), metavar="LOW-HIGH",
                    help="steps of a problem, 1 to 8 (1-5)")
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
@@ -1049,7 +1053,7 @@ def tidy(text):
 # {b added T} like {b more T} or "another 5", {b of T} "5 of them", {b} the number alone, {q nth} "third".
 # [have] is a verb in the story's tense: of {S}; [-have] of one, [+have] of many; [!have] in the tense of now.
 # [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see DRAW.
-TELL = {form: read_wordings(text) for form, text in {  # how a story tells its first quantity, by its form
+TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told, by its form; and asides
     "own": """{S} ([have]|[own]) {a T}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
         {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
         a collection of) {a T}.""",
@@ -1250,7 +1254,7 @@ class Kind(NamedTuple):
     """What may happen to a quantity, or be told about it."""
     name: str
     takes: list   # the forms of quantity that it goes on from; "own?": one that is not told itself
-    gives: str    # what comes of it: see RESULTS; or "other", "joint", "difference", "part": see go_on
+    gives: str    # what comes of it: see GIVES; or "other", "joint", "difference", "part": see go_on
     weight: int   # how often it is drawn
     steps: list   # of (equation, how it is asked for: see QUESTIONS)
     say: list     # wordings; ["@"]: another quantity, as TELL tells it; []: nothing

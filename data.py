@@ -8,7 +8,8 @@ A teacher's annotation of one problem is one JSON object, one a line in a file (
      "answer": "8"}
 
 A role decides which of these texts a student reads and which it learns to write. The row becomes one sequence
-of tokens, laid out in segments. For a solver:
+of tokens, laid out in segments. For a solver (what is not under the loss has at first a small weight in it,
+which falls to 0: see `loss_weights`):
 
     segment                                                               under the loss
      Ann has 3 cats. Bob has 2 more. How many do they have together?\n    no, it is read
@@ -234,9 +235,9 @@ def segments(problem, role, guidance=None, calculator=True):
     <|endoftext|>.
 
     Lines end in a newline and answers in <|endoftext|>: so a student learns when to stop. What the calculator
-    writes, "5>>" behind "<<3+2=", is under no loss. It cannot be guessed: at the end of a training it would
-    be most of a solver's loss, and hide the gradient of what to reckon. calculator=False: a student learns
-    to write that too.
+    writes, "5>>" behind "<<3+2=", is not under the loss but like a text that is read (see loss_weights). It
+    cannot be guessed: at the end of a training it would be most of a solver's loss, and hide the gradient of
+    the equation. calculator=False: a student learns to write that too.
     """
     step_kinds, close_kinds, loss_kinds = ROLES[role]
     text_of = {"#": MARK, "a": f" {one_line(problem['answer'])}", ".": None}
@@ -247,6 +248,9 @@ def segments(problem, role, guidance=None, calculator=True):
             pieces = split_at_results(text_of[kind]) if kind == "s" and calculator else [text_of[kind]]
             parts += [(piece, kind in loss_kinds and k % 2 == 0) for k, piece in enumerate(pieces)]
     return parts + [(text_of[kind], kind in loss_kinds) for kind in close_kinds]
+
+
+ANNOTATION = re.compile(r"<<([^<>]*?)=([^<>=]*)>>")  # GSM8K's calculator annotation, <<3*4=12>>
 
 
 def split_at_results(solution):
@@ -337,8 +341,9 @@ PROMPT_STRIDE = 4  # of the tokens that are only read, one in so many bears a lo
 def loss_weights(loss_mask, prompt_loss_weight, turn):
     """The weight of each token's loss, (n,) float32: 1 where the loss mask is true.
 
-    Of the other tokens, which are only read, every fourth bears four times prompt_loss_weight, at each turn
-    others: in the long run the same for a quarter of the head's work, which is a third of a small model's.
+    Of the other tokens, which are only read, every fourth has four times prompt_loss_weight, at each turn
+    (the step's number) others: in the long run the same, for a quarter of the head's work, which is a third
+    of a small model's.
     """
     in_turn = np.arange(len(loss_mask)) % PROMPT_STRIDE == turn % PROMPT_STRIDE
     read = np.where(in_turn, PROMPT_STRIDE * prompt_loss_weight, 0.0)
@@ -350,7 +355,7 @@ def make_batch(sequences, prompt_loss_weight=0.0, turn=0, device="cpu"):
 
     Returns
       ids (B, T) int64;
-      loss_positions (N,) int64: where in the flattened (B * T) batch the next token is under the loss;
+      loss_positions (N,) int64: where in the flattened (B * T) batch the next token has a weight;
       targets (N,) int64: those next tokens;
       weights (N,) float32: those of `loss_weights`. Weight 0 is left out.
     """
@@ -496,9 +501,8 @@ def calculator_result(line):
     return result and result + ">>"
 
 
-# ---- answers: the equations of an annotated solution -------------------------------------------------------
+# ---- answers: checks of a teacher's solutions, for annotate.py ---------------------------------------------
 
-ANNOTATION = re.compile(r"<<([^<>]*?)=([^<>=]*)>>")  # GSM8K's calculator annotation, <<3*4=12>>
 # an equation in running text, "3 x 4 = $12", but not the end of a longer expression ("2^3*4", "1 1/2*4")
 _EQUATION = re.compile(
     rf"(?<![\w.,:)^%*/+=-])(?<![*/+=\d-] )(\$?(?:{_UNSIGNED})(?:\s*[-+*/x×÷]\s*\$?(?:{_UNSIGNED}))+)"

@@ -214,7 +214,7 @@ PREFILL_TOKENS = 4096  # that a forward reads (more, if one row alone has more):
 
 class Student:
     """A model, its tokenizer, a KV cache for so many rows; the guidance it was trained with, or None; and
-    whether it learned to calculate."""
+    whether it was trained without the calculator."""
 
     def __init__(self, model, tokenizer, rows, guidance=None, calculates=True):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -276,7 +276,7 @@ class Dialogue:
     """A problem that is being solved, in one row of each student's cache, all of the same number.
 
     request: the procedure's, None at the end. row: where the line that it requests is written, a token each
-    `take`. since: the number of the forward that last read this row. rng: what to sample by.
+    `take`. since: the number of the forward after which it began to wait. rng: what to sample by.
     """
 
     def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
@@ -350,7 +350,8 @@ def repeats_itself(tokens):
 
 
 def next_group(dialogues, forward):
-    """The dialogues whose rows the forward of this number reads, sorted by row.
+    """The dialogues whose rows the forward of this number reads, sorted by row; a prompt that another row
+    holds is copied from it.
 
     All are of one student: the one whose rows have waited longest, added up. If 60 rows need the solver and 4
     the decomposer, the solver is read 15 times before these 4 have waited as long. The row that has waited
@@ -441,7 +442,7 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
     return Student(model, tokenizer, rows, fields.get("guidance"), fields.get("calculates", True))
 
 
-# ---- metrics -----------------------------------------------------------------------------------------------
+# ---- votes and retries -------------------------------------------------------------------------------------
 
 def printable(text):
     """A text without what would steer a terminal or is no character."""
@@ -464,25 +465,25 @@ def vote(records):
     return records[counts.index(max(counts))] | {"votes": answers}
 
 
+DECIMALS_OR_MONEY = re.compile(r"\d[./]\d|[$€£]|dollar|cent|money|price|cost|pay|paid|spen[dt]|earn", re.I)
+RETRY_TEMPERATURE = 0.7
+
+
 def is_doubtful(problem, record):
-    """Whether a calculator's result in a dialogue is hardly right: below 0, or no whole number in a problem
+    """Whether a calculator's result in a dialogue is probably wrong: below 0, or no whole number in a problem
     without decimals and money.
     """
     solutions = " ".join(step.get("solution", "") for step in record["steps"])
     results = [parse_number(result) for _, result in ANNOTATION.findall(solutions)]
-    is_whole = not HAS_FRACTIONS.search(problem["problem"])
+    is_whole = not DECIMALS_OR_MONEY.search(problem["problem"])
     return any(result < 0 or is_whole and result.denominator > 1 for result in results if result is not None)
-
-
-HAS_FRACTIONS = re.compile(r"\d[./]\d|[$€£]|dollar|cent|money|price|cost|pay|paid|spen[dt]|earn", re.I)
-RETRY_TEMPERATURE = 0.7
 
 
 def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=None, **options):
     """As `solve`, with its parameters, but of several samples one record for each problem: that of `vote`.
 
-    retries: a problem whose record is doubtful is solved so many times more, with sampling. Of these records
-        those vote that have an answer and are not doubtful; if there is none, the first record stays.
+    retries: a problem whose record is doubtful is solved so many times more, sampled at RETRY_TEMPERATURE. Of
+        these records those vote that have an answer and are not doubtful; without one the first stays.
     """
     records, doubted = defaultdict(list), []
     for index, record in solve(problems, procedure, students, samples=samples, watch=watch, **options):
@@ -501,6 +502,8 @@ def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=Non
     for k, (index, first) in enumerate(doubted):
         yield index, vote(records[k]) if records[k] else first
 
+
+# ---- metrics -----------------------------------------------------------------------------------------------
 
 def wilson(correct, n, z=1.959964):
     """The Wilson 95 % interval of the share correct / n: two shares (Wilson 1927)."""
@@ -545,8 +548,8 @@ def question_metrics(problems, results):
 
 
 def metrics(problems, results, students_ask):
-    """What an evaluation shows: a list of lines, the accuracy last. students_ask: whether they ask
-    themselves."""
+    """What an evaluation shows: a list of lines, the accuracy last. students_ask: whether the students wrote
+    the sub-questions."""
     by_steps, by_source, scored = defaultdict(list), defaultdict(list), []
     for problem, result in zip(problems, results):
         if result["correct"] is not None:
@@ -571,7 +574,8 @@ def metrics(problems, results, students_ask):
 # ---- evaluation and its results file -----------------------------------------------------------------------
 
 def evaluate_file(args, problems, procedure, students, options):
-    """Solve the problems of --eval, print the metrics, write --out and --report. options: those of `solve`.
+    """Solve the problems of --eval, print the metrics, write --out and --report. options: those of
+    `solve_by_vote`.
 
     Each problem has a result, a dict: "row", its number in the file from 1, "id", "problem", what its record
     has, "correct" (a bool) and "teacher" (the known answer); the last two are None where no answer is known.
@@ -709,7 +713,7 @@ def show(problem, procedure, students, options):
         return False
     (_, record), = solve_by_vote([problem], procedure, students, watch=watch, **options)
     if "votes" in record:
-        print("A result below 0 or with decimals is hardly right. Most other dialogues say:")
+        print("A result below 0 or with decimals is probably wrong. Most other dialogues say:")
         for k, step in enumerate(record["steps"], 1):
             print(*(f"{kind.capitalize()} {k}: {printable(text)}" for kind, text in step.items()), sep="\n")
     print(printable(answer_line(record)), flush=True)

@@ -1,8 +1,7 @@
 """Train one student: python train.py --role solver, and python train.py --role decomposer.
 
-The loop is the function `training_loop`, in the middle: what it calls stands before it (optimizers, loss,
-ranks) and behind it (data, log, checkpoints). `main`, at the end, is a run's table of contents. What a run
-leaves:
+Read `training_loop`, in the middle, first; what it calls stands before it (optimizers, loss, ranks) and
+behind it (data, log, checkpoints). `main`, at the end, is a run's table of contents. What a run leaves:
 
     runs/solver/         the best student so far, a Hugging Face GPT-2 folder (config.json, ...)
         student.json     its role, and how far it was trained
@@ -262,7 +261,7 @@ def optimizer_step(model, optimizers, scaler, lr):
 
 # ---- loss and evaluation -----------------------------------------------------------------------------------
 
-def prompt_loss_weight(first, done):
+def falling_prompt_weight(first, done):
     """The weight of the loss on what a student only reads: from `first` down to 0 as `done` goes from 0 to 1.
 
     At first these texts teach it to read. But most of their loss is of words that nobody can guess, 76 nats a
@@ -290,7 +289,8 @@ def evaluate(model, batches, autocast, world=1):
 
 
 def count_solved(model, tokenizer, problems, args):
-    """Decode problems: {"solved": how many are correct, "of": all}, or {} for a stepwise decomposer.
+    """Decode problems, as infer.py does: {"solved": how many are correct, "of": all}, or {} for a stepwise
+    decomposer.
 
     A solver is given the teacher's sub-questions. A decomposer's must all be the teacher's.
     """
@@ -469,11 +469,11 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
 
             # one optimizer step
             lr = args.lr * schedule(progress.step, done, args.warmup)
-            prompt_weight = prompt_loss_weight(args.prompt_loss_weight, done)
+            prompt_weight = falling_prompt_weight(args.prompt_loss_weight, done)
             indices = data.next_batch(progress)
             data.count_tokens(indices, progress)
             progress.step += 1
-            step_weight = data.loss_weight(indices, prompt_weight, progress.step)  # of all parts and ranks
+            step_weight = data.sum_of_weights(indices, prompt_weight, progress.step)  # over all ranks
             if model.config.dropout:  # a seed for each step and rank, so that --resume repeats it
                 torch.manual_seed(((args.seed * 10 ** 9 + progress.step) * args.world + args.rank) % 2 ** 63)
             loss_sum = torch.zeros((), device=args.device)
@@ -497,13 +497,13 @@ def catch_signals():
         caught.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, catch)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.signal(name, catch)
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 # ---- the data of a run -------------------------------------------------------------------------------------
@@ -559,8 +559,8 @@ class Data:
                 sequences = [self.sequences[i] for i in part]
                 yield make_batch(sequences, prompt_weight, turn, self.args.device)
 
-    def loss_weight(self, indices, prompt_weight, turn):
-        """The sum of the loss weights of a step's tokens, of all ranks."""
+    def sum_of_weights(self, indices, prompt_weight, turn):
+        """The sum of a step's loss weights, over all micro-batches and ranks."""
         masks = [self.sequences[i][1] for i in indices]
         return float(sum(loss_weights(mask[1:], prompt_weight, turn).sum() for mask in masks))
 

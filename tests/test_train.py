@@ -153,7 +153,7 @@ def test_a_step_is_that_of_a_float64_computation(here, problems):
 
 
 def test_what_is_only_read_bears_less_and_less_loss():
-    weights = [train.prompt_loss_weight(0.3, done) for done in (0, 0.5, 0.9, 1)]
+    weights = [train.falling_prompt_weight(0.3, done) for done in (0, 0.5, 0.9, 1)]
     assert weights == pytest.approx([0.3, 0.075, 0.003, 0])
 
 
