@@ -132,7 +132,8 @@ def test_merged_steps_keep_all_solutions_and_the_last_questions():
         solutions, questions = ([step[key] for step in before["steps"]] for key in ("solution", "question"))
         n = len(questions) - len(after["steps"])  # questions that are gone
         assert [step["question"] for step in after["steps"]] == questions[n:]
-        assert [step["solution"] for step in after["steps"]] == [" ".join(solutions[:n + 1]), *solutions[n + 1:]]
+        merged_one = " ".join(solutions[:n + 1])
+        assert [step["solution"] for step in after["steps"]] == [merged_one, *solutions[n + 1:]]
         lost[len(questions), n] += 1
     assert lost.keys() == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)}
     assert 50 < sum(n for (_, gone), n in lost.items() if gone) < 100  # of 150

@@ -479,7 +479,8 @@ def test_another_runs_results_and_foreign_files_are_refused(run):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_one_line(run):
-    assert run("--out", "/dev/full", problems=[ANN]) == (1, "error: --out /dev/full: No space left on device\n")
+    said = "error: --out /dev/full: No space left on device\n"
+    assert run("--out", "/dev/full", problems=[ANN]) == (1, said)
 
 
 def test_two_results_files_are_compared(run):

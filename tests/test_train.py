@@ -1,5 +1,4 @@
-"""train.py: the loss, a step and Muon against separate computations; runs split and resumed; bad usage."""
-import contextlib
+"""train.py: a step and Muon against separate computations; runs split, stopped and resumed; bad usage."""
 import json
 import math
 import os
@@ -19,12 +18,12 @@ import torch
 
 import infer
 import train
-from data import (Tokenizer, UserError, encode_problems, make_batch, read_problems, run_script, to_jsonl,
-                  train_tokenizer, write_problems)
+from data import (Tokenizer, UserError, encode_problems, read_problems, run_script, to_jsonl, train_tokenizer,
+                  write_problems)
 from model import GPT, GPTConfig, init_weights, read_safetensors
 
 ROOT = Path(train.__file__).parent
-TINY = ["--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--block-size", "256"]
+TINY = "--n-layer 2 --n-embd 32 --n-head 2 --block-size 256".split()
 not_on_windows = pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
 
 
@@ -55,20 +54,94 @@ def here(tmp_path, monkeypatch, problems):
     return tmp_path
 
 
-# ---- the loss and the optimizer ----------------------------------------------------------------------------
+def run(flags, *more):
+    """Run the script in this process: run("--role cot --steps 2", *TINY)."""
+    train.main([*flags.split(), *map(str, more)])
 
-def test_validation_loss_is_that_of_a_computation_a_token_at_a_time(problems):
-    """In float64; each sequence alone, unpadded, its log-probabilities by numpy."""
+
+def fails(capsys, flags, *more):
+    """Run it in vain; returns its exit status and what it said on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run_script(lambda: run(flags, *more))
+    return caught.value.code, capsys.readouterr().err
+
+
+def launch(name, flags, *more, **popen):
+    """Start a script, or "-m module", in a process of its own."""
+    script = [ROOT / name] if name.endswith(".py") else name.split()
+    return subprocess.Popen([sys.executable, *script, *flags.split(), *more], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
+
+
+def finish(process, status=0):
+    """Wait for a script; returns its lines on stdout, or if it is to fail those on stderr."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, err
+    return (err if status == 1 else out).splitlines()
+
+
+def wait_until_saved(folder, process, since=0.0):
+    """Wait until a script that runs has saved a student there."""
+    file = Path(folder, "student.json")
+    while process.poll() is None and not (file.exists() and file.stat().st_mtime > since):
+        time.sleep(0.01)
+
+
+def about(folder):
+    """What a student's folder says of its training."""
+    return json.loads(Path(folder, "student.json").read_text())
+
+
+def evaluations(folder):
+    """The entries of a run's log that are about an evaluation."""
+    return [row for row in train.read_log(Path(folder, "log.jsonl")) if "valid_loss" in row]
+
+
+def weights(folder):
+    """All weights of a student, {name: float64 tensor}."""
+    return {name: tensor.double() for name, tensor in read_safetensors(Path(folder, "model.safetensors"))}
+
+
+def save_gpt2(folder, problems):
+    """A GPT-2 folder from elsewhere, with a vocabulary for the problems."""
     tokenizer = train_tokenizer(problems)
-    model = init_weights(GPT(GPTConfig(tokenizer.vocab_size, 700, 2, 2, 32)), 0).double()
-    sequences, nats = encode_problems(problems, "solver", tokenizer), []
-    for ids, mask in sequences:
-        logits = model(torch.tensor(ids[None, :].astype(np.int64))).detach().numpy()[0]
-        for row, token, in_loss in zip(logits, ids[1:], mask[1:]):
-            if in_loss:
-                nats.append(math.log(np.exp(row - row.max()).sum()) + row.max() - row[token])
-    batches = [make_batch(sequences[:3]), make_batch(sequences[3:])]  # of unequal numbers of tokens
-    assert train.evaluate(model, batches, contextlib.nullcontext) == pytest.approx(np.mean(nats), rel=1e-6)
+    tokenizer.save_pretrained(folder)
+    init_weights(GPT(GPTConfig(tokenizer.vocab_size, 256, 2, 2, 32)), 0).save_pretrained(folder)
+
+
+def cross_entropy(folder, problems, role, prompt_weight=0.0):
+    """The weighted mean of a student, in float64, each sequence alone, unpadded; and the model.
+
+    prompt_weight: at the first step, when of the tokens that are only read the second, sixth, ... have loss.
+    """
+    model, total, weight = GPT.from_pretrained(folder).double(), 0.0, 0.0
+    for ids, mask in encode_problems(problems, role, Tokenizer.from_pretrained(folder)):
+        weights = [1.0 if written else 4 * prompt_weight * (k % 4 == 1) for k, written in enumerate(mask[1:])]
+        ids, weights = torch.tensor(ids).long(), torch.tensor(weights, dtype=torch.float64)
+        nats = -torch.log_softmax(model(ids[None, :-1])[0], -1)[range(len(weights)), ids[1:]]
+        total, weight = total + (nats * weights).sum(), weight + weights.sum()
+    return total / weight, model
+
+
+# ---- a step ------------------------------------------------------------------------------------------------
+
+def test_a_step_is_that_of_a_float64_computation(here, problems):
+    """AdamW's first step after clipping, from the gradient of all sequences one by one."""
+    save_gpt2(here, problems)
+    run("--role cot --steps 1 --warmup 1 --lr 0.01 --weight-decay 0.2 --prompt-loss-weight 0.3",
+        "--batch-tokens", 100_000, "--grad-accum", 3, "--init", here)
+    loss, model = cross_entropy(here, problems, "cot", prompt_weight=0.3)
+    assert train.read_log("runs/cot/log.jsonl")[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    norm = math.sqrt(sum(float((p.grad ** 2).sum()) for p in model.parameters()))
+    saved = weights("runs/cot/last")
+    for name, p in model.named_parameters():
+        g = p.grad * min(1.0, 1 / norm)
+        expected = p.detach() * (1 - 0.01 * 0.2 * (p.dim() == 2)) - 0.01 * g / (g.abs() + 1e-8)
+        clear = g.abs() > 1e-5  # below, the sign of a gradient is that of its rounding
+        found = saved["transformer." + name]
+        assert torch.allclose(found[clear], expected[clear], rtol=1e-5, atol=2e-5), name
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 96), (32, 128), (128, 32)])
@@ -86,9 +159,8 @@ def test_muon_is_momentum_with_its_singular_values_set_to_one(shape):
             muon.step()
             m = 0.9 * m + 0.1 * gradient
             update = 0.1 * gradient + 0.9 * m  # Nesterov's look ahead
-            parts = np.split(update, 3, axis=1) if shape[1] == 3 * shape[0] else [update]
             orthogonal = []
-            for part in parts:
+            for part in np.split(update, 3 if shape[1] == 3 * shape[0] else 1, axis=1):
                 u, _, v = np.linalg.svd(part, full_matrices=False)
                 orthogonal.append(0.2 * math.sqrt(max(part.shape)) * (u @ v))
             weight = weight * (1 - 0.1 * 0.5) - 0.1 * np.concatenate(orthogonal, axis=1)
@@ -107,179 +179,128 @@ def test_tokens_that_never_occur_stay_apart():
         torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
         train.optimizer_step(model, optimizers, torch.amp.GradScaler("cpu", enabled=False), 3e-3)
     unseen = torch.nn.functional.normalize(model.wte.weight[100:].detach())
-    # AdamW's usual epsilon, with decay, comes to 0.92 and 0.32 here
+    # AdamW's usual epsilon, with decay, gives 0.92 and 0.32 here
     assert (unseen @ unseen.T).mean() < 0.8 and torch.cosine_similarity(unseen, start).mean() > 0.5
 
 
-def test_learning_rate_warms_up_and_falls_to_nothing():
+def test_the_learning_rate_and_the_loss_on_what_is_only_read_fall_to_nothing():
     shares = [train.schedule(step, step / 1000, warmup=100) for step in range(1001)]
     assert shares.index(max(shares)) == 99 and max(shares) == pytest.approx(1, abs=0.03)
     assert shares[:100] == sorted(shares[:100]) and shares[99:] == sorted(shares[99:], reverse=True)
     assert (shares[0], shares[500], shares[1000]) == pytest.approx((0.01, 0.5, 0), abs=1e-12)
-
-
-def weights(folder):
-    """All weights of a student, {name: float64 tensor}."""
-    return {name: tensor.double() for name, tensor in read_safetensors(Path(folder, "model.safetensors"))}
-
-
-def save_gpt2(folder, problems, role):
-    """A GPT-2 folder from elsewhere, with a vocabulary for the problems."""
-    tokenizer = train_tokenizer(problems)
-    tokenizer.save_pretrained(folder)
-    init_weights(GPT(GPTConfig(tokenizer.vocab_size, 256, 2, 2, 32)), 0).save_pretrained(folder)
-
-
-def test_a_step_is_that_of_a_float64_computation(here, problems):
-    """AdamW's first step after clipping, from the gradient of all sequences one by one."""
-    save_gpt2(here, problems, "cot")
-    train.main(["--role", "cot", "--init", str(here), "--steps", "1", "--warmup", "1", "--lr", "0.01",
-                "--weight-decay", "0.2", "--prompt-loss-weight", "0.3", "--batch-tokens", "100000",
-                "--grad-accum", "3"])
-    model, total, weight = GPT.from_pretrained(here).double(), 0.0, 0.0
-    for ids, mask in encode_problems(problems, "cot", Tokenizer.from_pretrained(here)):
-        w = torch.tensor(np.where(mask[1:], 1.0, 0.3))
-        nats = -torch.log_softmax(model(torch.tensor(ids[None, :-1].astype(np.int64)))[0], -1)
-        total, weight = total + (nats[range(len(w)), ids[1:].astype(np.int64)] * w).sum(), weight + w.sum()
-    (total / weight).backward()
-    norm = math.sqrt(sum(float((p.grad ** 2).sum()) for p in model.parameters()))
-    saved = weights("runs/cot/last")
-    for name, p in model.named_parameters():
-        g = p.grad * min(1.0, 1 / norm)
-        expected = p.detach() * (1 - 0.01 * 0.2 * (p.dim() == 2)) - 0.01 * g / (g.abs() + 1e-8)
-        clear = g.abs() > 1e-5  # below, the sign of a gradient is that of its rounding
-        found = saved["transformer." + name]
-        assert torch.allclose(found[clear], expected[clear], rtol=1e-5, atol=2e-5), name
-
-
-def test_what_is_only_read_bears_less_and_less_loss():
-    weights = [train.falling_prompt_weight(0.3, done) for done in (0, 0.5, 0.9, 1)]
-    assert weights == pytest.approx([0.3, 0.075, 0.003, 0])
+    prompt_weights = [train.falling_prompt_weight(0.3, done) for done in (0, 0.5, 0.9, 1)]
+    assert prompt_weights == pytest.approx([0.3, 0.075, 0.003, 0])
 
 
 # ---- from end to end ---------------------------------------------------------------------------------------
 
-def script(name, *argv, cwd, **popen):
-    """Start a script, or "-m module", in a process of its own."""
-    command = [sys.executable, *([ROOT / name] if name.endswith(".py") else name.split()), *map(str, argv)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=cwd, text=True, **pipes, **popen)
-
-
-def finish(process, status=0):
-    """Wait for a script; returns its lines on stdout."""
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == status, err
-    return out.splitlines()
-
-
 def test_both_students_overfit_eight_problems_and_solve_all(here, problems):
-    shape = ["--n-layer", 2, "--n-embd", 64, "--n-head", 2, "--lr", "4e-3", "--warmup", 20]
-    second = ["--role", "decomposer", "--init", "runs/solver"]
-    lines = finish(script("train.py", "--role", "solver", "--steps", 250, *shape, cwd=here))
-    assert lines[-1] == f"next: python train.py {' '.join(second)} --minutes 2.5"
-    lines = finish(script("train.py", *second, "--steps", 150, "--warmup", 20, cwd=here))
+    first, second = "--role solver --n-layer 2 --n-embd 64 --n-head 2", "--role decomposer --init runs/solver"
+    lines = finish(launch("train.py", f"{first} --merged-steps 0 --steps 250 --warmup 20 --lr 4e-3"))
+    assert lines[-1] == f"next: python train.py {second} --minutes 2.5"
+    lines = finish(launch("train.py", f"{second} --steps 150 --warmup 20"))
     assert lines[-1] == "next: python infer.py"
-    lines = finish(script("infer.py", "--eval", "annotations/train.jsonl", cwd=here))
+    for role in "solver", "decomposer":
+        solved = [(row["solved"], row["of"]) for row in evaluations(f"runs/{role}")]
+        assert solved[0] < solved[-1] == (8, 8)
+    lines = finish(launch("infer.py", "--eval annotations/train.jsonl"))
     assert any("100.0 % (8/8)" in line and "questions" in line for line in lines)
     assert lines[-1] == "accuracy 100.0 % (8/8), 95 % interval 67.6-100.0"
-    for role in "solver", "decomposer":
-        model, tokenizer = GPT.from_pretrained(f"runs/{role}"), Tokenizer.from_pretrained(f"runs/{role}")
-        flags = SimpleNamespace(role=role, guidance=None, no_calculator=False)
-        assert train.count_solved(model, tokenizer, problems, flags) == {"solved": 8, "of": 8}
-        assert model.training
-        others = [problem | {"steps": problem["steps"] * 2, "answer": "no number"} for problem in problems]
-        assert train.count_solved(model, tokenizer, others, flags) == {"solved": 0, "of": 8}
+
     bare = [{key: problem[key] for key in ("problem", "answer")} for problem in problems]
     Path("bare.jsonl").write_bytes(to_jsonl(bare))
-    cold = ["--samples", 2, "--temperature", 0.01]
-    finish(script("annotate.py", "self", "bare.jsonl", *cold, "--limit", 5, "--out", "self.jsonl", cwd=here))
-    found = [row["steps"] for row in read_problems("self.jsonl")]
-    assert found == [problem["steps"] for problem in problems[:5]]
-    again = script("annotate.py", "self", "annotations/train.jsonl", *cold, "--out", "none.jsonl", cwd=here)
-    assert "none of 16 samples" in again.communicate(timeout=240)[1] and again.returncode == 1
+    cold = "--samples 2 --temperature 0.01 --out self.jsonl"
+    finish(launch("annotate.py", f"self bare.jsonl --limit 5 {cold}"))
+    assert [row["steps"] for row in read_problems("self.jsonl")] == [row["steps"] for row in problems[:5]]
+    lines = finish(launch("annotate.py", f"self annotations/train.jsonl --force {cold}"), status=1)
+    assert "none of 16 samples" in lines[-1]  # is new
 
 
 def test_same_seed_same_bytes_and_another_seed_others(here):
     for out, seed in ("a", 3), ("b", 3), ("c", 4):
-        train.main(["--role", "unified", "--steps", "12", "--seed", str(seed), "--out", out, *TINY])
+        run("--role unified --steps 12 --seed", seed, "--out", out, *TINY)
     a, b, c = (Path(out, "last", "model.safetensors").read_bytes() for out in "abc")
     assert a == b and a != c
     assert Path("a", "vocab.json").read_bytes() == Path("c", "vocab.json").read_bytes()
 
 
-def test_best_and_last_are_saved_with_a_log(here):
-    train.main(["--role", "cot", "--steps", "100", *TINY])
-    folder = Path("runs/cot")
-    best, last = (json.loads((path / "student.json").read_text()) for path in (folder, folder / "last"))
+def test_best_and_last_are_saved_with_a_log(here, problems):
+    run("--role cot --steps 100 --batch-tokens 300", *TINY)  # several batches, in the validation too
+    best, last = about("runs/cot"), about("runs/cot/last")
+    losses = [row["valid_loss"] for row in evaluations("runs/cot")]
     assert best["role"] == last["role"] == "cot" and last["step"] == 100
-    rows = train.read_log(folder / "log.jsonl")
-    losses = [row["valid_loss"] for row in rows if "valid_loss" in row]
     assert len(losses) == 10 and losses[-1] < losses[0]
     assert best["valid_loss"] == min(losses) == last["best_valid_loss"] and last["valid_loss"] == losses[-1]
-    lines = ElementTree.parse(folder / "curve.svg").iter("{http://www.w3.org/2000/svg}polyline")
-    points = [len(line.get("points").split()) for line in lines]
-    assert points == [len([row for row in rows if "loss" in row]), 10]
-    tokenizer = Tokenizer.from_pretrained(folder)
-    batch = make_batch(encode_problems(read_problems("annotations/valid.jsonl"), "cot", tokenizer))
-    for path, loss in (folder, min(losses)), (folder / "last", losses[-1]):
-        student = GPT.from_pretrained(path)
-        assert train.evaluate(student, [batch], contextlib.nullcontext) == pytest.approx(loss, rel=1e-4)
+    for folder, loss in ("runs/cot", min(losses)), ("runs/cot/last", losses[-1]):
+        assert loss == pytest.approx(cross_entropy(folder, problems, "cot")[0].item(), rel=1e-4)
+    lines = ElementTree.parse("runs/cot/curve.svg").iter("{http://www.w3.org/2000/svg}polyline")
+    n_losses = sum("loss" in row for row in train.read_log("runs/cot/log.jsonl"))
+    assert [len(line.get("points").split()) for line in lines] == [n_losses, 10]
 
 
 @not_on_windows
 def test_ctrl_c_leaves_a_usable_student(here):
-    process = script("train.py", "--role", "solver", "--minutes", 30, *TINY, cwd=here)
-    process.stderr.readline()  # the line that says what is being trained
-    deadline = time.monotonic() + 60
-    while not Path("runs/solver/model.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = launch("train.py", "--role solver --minutes 30 --save-minutes 0.005", *TINY)
+    wait_until_saved("runs/solver/last", process)
     process.send_signal(signal.SIGINT)
     assert "stopped early, but usable: runs/solver" in finish(process, status=130)
     assert infer.load_student(Path("runs/solver"), "solver", rows=1).model.config.n_embd == 32
-    assert json.loads(Path("runs/solver/last/student.json").read_text())["stop_signal"]
+    assert about("runs/solver/last")["stop_signal"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_learns_too_and_is_saved_in_float32(dtype, here):
-    train.main(["--role", "solver", "--steps", "150", "--warmup", "20", "--dtype", dtype, *TINY])
-    losses = [row["valid_loss"] for row in train.read_log("runs/solver/log.jsonl") if "valid_loss" in row]
-    assert losses[-1] < 0.8 * losses[0]
+    run("--role solver --steps 150 --warmup 20 --dtype", dtype, *TINY)
+    first, *_, last = evaluations("runs/solver")
+    assert last["valid_loss"] < 0.8 * first["valid_loss"]
     assert GPT.from_pretrained("runs/solver").wte.weight.dtype == torch.float32
 
 
 def test_published_weights_and_what_began_so_are_fine_tuned(here, problems):
-    save_gpt2(here, problems, "solver")
-    train.main(["--role", "solver", "--init", str(here), "--steps", "1", "--out", "fine"])
-    train.main(["--role", "solver", "--steps", "1", "--out", "ours", *TINY])
-    for init, defaults in ((here, train.FINE_TUNING), ("fine", train.FINE_TUNING),
-                           ("ours", train.FROM_A_STUDENT), (None, train.FROM_SCRATCH)):
-        args, _ = train.parse_args(["--role", "decomposer", *(["--init", str(init)] if init else [])])
+    Path("published").mkdir()
+    save_gpt2("published", problems)
+    run("--role solver --init published --steps 1 --out fine")
+    run("--role solver --steps 1 --out ours", *TINY)
+    for init, expected in (("--init published", train.FINE_TUNING), ("--init fine", train.FINE_TUNING),
+                           ("--init ours", train.FROM_A_STUDENT), ("", train.FROM_SCRATCH)):
+        args, _ = train.parse_args(["--role", "decomposer", *init.split()])
         train.resolve_args(args)
-        assert {flag: getattr(args, flag) for flag in defaults} == defaults
+        assert {flag: getattr(args, flag) for flag in expected} == expected
     Path("ours/student.json").write_text("[]")
     with pytest.raises(UserError, match="ours/student.json: not what train.py writes"):
-        train.is_pretrained(Path("ours"))
+        run("--role decomposer --init ours")
 
 
-def test_a_guided_decomposer_learns_the_guidance_of_each_problem_and_says_so(here, problems):
-    train.main(["--role", "decomposer", "--guidance", "steps", "--steps", "2", *TINY])
+def test_a_guided_decomposer_reads_the_guidance_of_each_problem_and_says_so(here, problems):
+    run("--role decomposer --guidance steps --steps 1 --batch-tokens 10000 --copy-examples 0", *TINY)
     student = infer.load_student(Path("runs/decomposer"), "decomposer", rows=1)
+    sequences = encode_problems(problems, "decomposer", student.tokenizer, "steps")
+    row = train.read_log("runs/decomposer/log.jsonl")[0]
+    assert row["tokens"] - row["padding"] == sum(len(ids) - 1 for ids, _ in sequences)
     assert student.guidance == "steps"
-    (ids, mask), = encode_problems(problems[:1], "decomposer", student.tokenizer, "steps")
-    read = student.tokenizer.decode(ids[~mask].tolist())
-    assert read == f" {problems[0]['problem']}\n {len(problems[0]['steps'])}\n"
+
+
+def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
+    Path("annotations/train.jsonl").rename("my file.jsonl")
+    for flags, expected in (
+            (["--role", "solver", "--out", "s", *TINY],
+             "train.py --role decomposer --init s --train 'my file.jsonl' --valid annotations/valid.jsonl "
+             "--out s-decomposer --minutes 2.5"),
+            (["--role", "decomposer", "--init", "s", "--out", "d"], "infer.py --solver s --decomposer d"),
+            (["--role", "cot", *TINY], "infer.py --procedure cot")):
+        run("--steps 1 --train", "my file.jsonl", *flags)
+        assert capsys.readouterr().out.endswith(f"\nnext: python {expected}\n")
 
 
 # ---- a run, however it is split, stopped and resumed -------------------------------------------------------
 
-def test_micro_batches_and_ranks_change_nothing_but_rounding(here):
+def test_micro_batches_and_ranks_change_nothing_but_rounding(here, problems):
     """20 steps over micro-batches of unequal size, more of them than sequences among them."""
-    flags = ["--role", "solver", "--steps", "20", "--warmup", "5", "--batch-tokens", "600", *TINY]
-    two = script("-m torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "train.py", *flags,
-                 "--out", "two", cwd=here, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    flags = "--role solver --steps 20 --warmup 5 --batch-tokens 600"
+    two = launch("-m torch.distributed.run", f"--standalone --nproc_per_node 2 {ROOT / 'train.py'} {flags}",
+                 *TINY, "--out", "two", env=os.environ | {"OMP_NUM_THREADS": "1"})
     for n in "1", "2", "8":
-        train.main([*flags, "--grad-accum", n, "--out", n])
+        run(flags, "--grad-accum", n, "--out", n, *TINY)
     finish(two)
     vocab_size = Tokenizer.from_pretrained("1").vocab_size
     init_weights(GPT(GPTConfig(vocab_size, 256, 2, 2, 32)), 0).save_pretrained(".")
@@ -294,42 +315,35 @@ def test_no_rank_waits_for_one_that_died_and_the_other_can_continue_alone(here):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    env["OMP_NUM_THREADS"] = "1"
-    flags = ["--role", "cot", "--save-minutes", "0.005", *TINY]
-    first, second = (script("train.py", *flags, "--steps", 10 ** 6, cwd=here, env=env | {"RANK": rank})
-                     for rank in "01")
-    about = Path("runs/cot/last/student.json")
-    while first.poll() is None and not about.exists():
-        time.sleep(0.01)
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+                        "OMP_NUM_THREADS": "1"}
+    first, second = (launch("train.py", "--role cot --save-minutes 0.005 --steps 1000000", *TINY,
+                            env=env | {"RANK": rank}) for rank in "01")
+    wait_until_saved("runs/cot/last", first)
     second.kill()
-    message = first.communicate(timeout=120)[1].splitlines()[-1]
+    assert finish(first, status=1)[-1].startswith("error: rank 0: another rank has died: ")
     second.communicate()
-    assert first.returncode == 1 and message.startswith("error: rank 0: another rank has died: ")
-    step = json.loads(about.read_text())["step"]
-    train.main([*flags, "--steps", str(step + 1), "--resume"])
-    assert json.loads(about.read_text())["step"] == step + 1
+    step = about("runs/cot/last")["step"]
+    run("--role cot --resume --steps", step + 1)
+    assert about("runs/cot/last")["step"] == step + 1
 
 
 @not_on_windows
 def test_a_run_broken_off_comes_to_the_same_bytes(here):
     """By SIGTERM and by SIGKILL; with dropout, across epochs; resumed without its flags."""
-    flags = ["--role", "cot", "--steps", 600, "--dropout", "0.1", "--batch-tokens", 512,
-             "--save-minutes", 0.005, *TINY]
-    finish(script("train.py", *flags, "--out", "whole", cwd=here))
-    for number in signal.SIGTERM, signal.SIGKILL:
-        resume = flags if number == signal.SIGTERM else ["--role", "cot"]
-        process = script("train.py", *resume, "--out", "broken", "--resume", cwd=here)
-        about, before = Path("broken/last/student.json"), time.time()
-        while process.poll() is None and not (about.exists() and about.stat().st_mtime > before):
-            time.sleep(0.01)  # until it has saved something
+    flags = "--role cot --steps 600 --dropout 0.1 --batch-tokens 512 --save-minutes 0.005"
+    finish(launch("train.py", flags, *TINY, "--out", "whole"))
+    resume = "--role cot --out broken --resume"
+    for number, status, more in (signal.SIGTERM, 143, [*flags.split(), *TINY]), (signal.SIGKILL, -9, []):
+        process, before = launch("train.py", resume, *more), time.time()
+        wait_until_saved("broken/last", process, since=before)
         process.send_signal(number)
-        lines = finish(process, status=143 if number == signal.SIGTERM else -9)
+        lines = finish(process, status)
         if number == signal.SIGTERM and not Path("broken/student.json").exists():  # not evaluated yet
             assert lines[-2:] == ["stopped before the first evaluation; the checkpoint is in broken/last",
                                   "next: the same command with --resume"]
-        assert 0 < json.loads(about.read_text())["step"] < 600
-    finish(script("train.py", "--role", "cot", "--out", "broken", "--resume", cwd=here))
+        assert 0 < about("broken/last")["step"] < 600
+    finish(launch("train.py", resume))
     for name in "model.safetensors", "last/model.safetensors":
         assert Path("broken", name).read_bytes() == Path("whole", name).read_bytes()
     steps = [row["step"] for row in train.read_log("broken/log.jsonl")]
@@ -339,100 +353,69 @@ def test_a_run_broken_off_comes_to_the_same_bytes(here):
 @not_on_windows
 def test_a_full_disk_leaves_what_was_saved(here):
     import resource
-    flags = ["--role", "cot", "--steps", "5", *TINY]
-    train.main(flags)
-    before = {path: path.read_bytes() for path in Path("runs/cot/last").iterdir()}
-    limit = Path("runs/cot/last/trainer.pt").stat().st_size * 9 // 10
-    process = script("train.py", "--role", "cot", "--steps", 10, "--resume", cwd=here,
+    run("--role cot --steps 5", *TINY)
+    last = Path("runs/cot/last")
+    before = {path: path.read_bytes() for path in last.iterdir()}
+    limit = len(before[last / "trainer.pt"]) * 9 // 10
+    process = launch("train.py", "--role cot --steps 10 --resume",
                      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    err = process.communicate(timeout=240)[1]
-    assert process.returncode == 1 and err.splitlines()[-1].startswith("error: runs/cot/last: "), err
-    assert {path: path.read_bytes() for path in Path("runs/cot/last").iterdir()} == before
+    assert finish(process, status=1)[-1].startswith("error: runs/cot/last: ")
+    assert {path: path.read_bytes() for path in last.iterdir()} == before
     assert not list(Path("runs").rglob(".writing"))
 
 
-def fails(capsys, *argv):
-    """Run the command in vain; returns its exit status and what it said on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        run_script(lambda: train.main([str(arg) for arg in argv]))
-    return caught.value.code, capsys.readouterr().err
-
-
-def test_resume_takes_the_runs_own_flags_and_refuses_others(here, capsys):
-    flags = ["--role", "cot", "--steps", "3", *TINY]
-    train.main(flags)
-    capsys.readouterr()
-    write_problems("other.jsonl", read_problems("annotations/train.jsonl")[1:])
-    for more, message in (
-            (["--lr", "1"], "--lr is 1.0, the run has 0.005"),
-            (["--n-embd", "64"], "--n-embd is 64, the run has 32"),
-            (["--train", "other.jsonl"], "--train is other.jsonl, the run has annotations/train.jsonl")):
-        code, err = fails(capsys, "--role", "cot", *more, "--resume")
-        assert (code, err) == (2, f"error: runs/cot/last/trainer.pt: cannot continue: {message}\n")
-    code, err = fails(capsys, "--role", "solver", "--out", "runs/cot", "--resume")
-    assert code == 2 and "--role is solver, the run has cot" in err
-    train.main(["--role", "cot", "--steps", "6", "--grad-accum", "2", "--resume"])
-    assert "from step 3" in capsys.readouterr().err
-    assert json.loads(Path("runs/cot/last/student.json").read_text())["step"] == 6
-    before = Path("annotations/train.jsonl").read_bytes()
-    Path("annotations/train.jsonl").write_bytes(before.splitlines()[0])
-    code, err = fails(capsys, "--role", "cot", "--steps", "9", "--resume")
+def test_resume_takes_the_runs_own_flags_and_refuses_others(here, capsys, problems):
+    run("--role cot --steps 3", *TINY)
+    write_problems("other.jsonl", problems[1:])
+    for flags, message in (
+            ("--role cot --lr 1", "--lr is 1.0, the run has 0.005"),
+            ("--role cot --n-embd 64", "--n-embd is 64, the run has 32"),
+            ("--role cot --train other.jsonl", "--train is other.jsonl, the run has annotations/train.jsonl"),
+            ("--role solver --out runs/cot", "--role is solver, the run has cot")):
+        assert fails(capsys, f"{flags} --resume") == (
+            2, f"error: runs/cot/last/trainer.pt: cannot continue: {message}\n")
+    run("--role cot --steps 6 --grad-accum 2 --resume")
+    assert "from step 3" in capsys.readouterr().err and about("runs/cot/last")["step"] == 6
+    write_problems("annotations/train.jsonl", problems[:1])
+    code, err = fails(capsys, "--role cot --steps 9 --resume")
     assert code == 2 and "has changed" in err
     Path("runs/cot/last/trainer.pt").write_bytes(b"no pickle")
-    code, err = fails(capsys, *flags, "--resume")
+    code, err = fails(capsys, "--role cot --steps 9 --resume")
     assert code == 1 and err.startswith("error: runs/cot/last/trainer.pt: broken, cannot continue")
     assert err.count("\n") == 1
 
 
-def test_a_run_is_not_lost_for_want_of_a_flag(here, capsys):
-    """A run that was broken off before its first evaluation, begun once more without --resume."""
-    train.main(["--role", "cot", "--steps", "2", *TINY])
-    Path("runs/cot/student.json").unlink()
-    before = Path("runs/cot/last/trainer.pt").read_bytes()
-    capsys.readouterr()
-    assert fails(capsys, "--role", "cot", "--steps", 2, *TINY) == (
-        2, "error: runs/cot: holds an unfinished run; --resume continues it, --force replaces it\n")
-    assert Path("runs/cot/last/trainer.pt").read_bytes() == before
-
-
 def test_a_longer_resumed_run_is_evaluated_to_its_end(here):
-    train.main(["--role", "cot", "--steps", "20", *TINY])
-    train.main(["--role", "cot", "--steps", "60", "--resume"])
-    evaluated = [row["step"] for row in train.read_log("runs/cot/log.jsonl") if "valid_loss" in row]
-    assert evaluated == [*range(2, 21, 2), *range(24, 61, 6)]
+    run("--role cot --steps 20", *TINY)
+    run("--role cot --steps 60 --resume")
+    assert [row["step"] for row in evaluations("runs/cot")] == [*range(2, 21, 2), *range(24, 61, 6)]
 
 
 def test_evaluations_take_a_tenth_of_a_limited_time(here, monkeypatch):
-    evaluate, begun = train.evaluate, []
-
-    def slow(*args):
-        begun.append(time.monotonic())
-        time.sleep(0.3)
-        return evaluate(*args)
-
-    monkeypatch.setattr(train, "evaluate", slow)
-    train.main(["--role", "cot", "--minutes", "0.05", *TINY])
-    assert len(begun) == 2  # after a tenth, and at the end
+    evaluate = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(0.3) or evaluate(*args))
+    run("--role cot --minutes 0.05", *TINY)
+    assert len(evaluations("runs/cot")) == 2  # after a tenth, and at the end
 
 
 def test_epochs_and_patience_end_a_run(here):
-    train.main(["--role", "cot", "--epochs", "3", "--copy-examples", "0", "--batch-tokens", "300", *TINY])
-    about = json.loads(Path("runs/cot/last/student.json").read_text())
-    assert about["epoch"] == 3 and about["next_batch"] == 0 and about["step"] > 3
-    train.main(["--role", "cot", "--steps", "50", "--lr", "1e-30", "--weight-decay", "0", "--patience", "2",
-                "--out", "p", *TINY])
-    assert json.loads(Path("p/last/student.json").read_text())["step"] < 25
+    run("--role cot --epochs 3 --copy-examples 0 --batch-tokens 300", *TINY)
+    last = about("runs/cot/last")
+    assert last["epoch"] == 3 and last["next_batch"] == 0 and last["step"] > 3
+    run("--role cot --steps 50 --lr 1e-30 --weight-decay 0 --patience 2 --out p", *TINY)
+    assert about("p/last")["step"] < 25
 
 
 # ---- what a user can do wrong ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("argv, status, message", [
+@pytest.mark.parametrize("flags, status, message", [
     ("--train none.jsonl", 1, "none.jsonl: no annotations here yet; make them with: python annotate.py\n"),
     ("--valid none.jsonl", 1, "none.jsonl: No such file or directory\n"),
     ("--train bad.jsonl", 1, "bad.jsonl:2: field 'answer' is missing\n"),
     ("--out bad.jsonl", 1, "bad.jsonl: File exists\n"),
     ("--out student", 2, "student: holds a student already; --force replaces it, --out DIR leaves it\n"),
     ("--out student --resume", 2, "student: holds a student already; "),
+    ("--out run --steps 1", 2, "run: holds an unfinished run; --resume continues it, --force replaces it\n"),
     ("--init student --n-embd 64", 2, "--n-embd is decided by --init student\n"),
     ("--init nowhere", 2,
      "--init nowhere: no such folder, nor one of gpt2, gpt2-medium, gpt2-large, gpt2-xl\n"),
@@ -451,13 +434,15 @@ def test_epochs_and_patience_end_a_run(here):
     ("--role juggler", 2, "argument --role: invalid choice: 'juggler'"),
     ("--device abacus", 2, "--device abacus: "),
 ])
-def test_bad_usage_is_one_line_and_nothing_is_lost(argv, status, message, here, capsys):
+def test_bad_usage_is_one_line_and_nothing_is_lost(flags, status, message, here, capsys):
     first = Path("annotations/train.jsonl").read_text().splitlines()[0]
     Path("bad.jsonl").write_text(first + '\n{"problem": "x", "steps": []}\n')
     Path("student").mkdir()
     Path("student", "student.json").write_text('{"role": "solver"}')
+    Path("run", "last").mkdir(parents=True)
+    Path("run", "last", "trainer.pt").touch()  # and no student yet
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
-    code, err = fails(capsys, "--role", "solver", *argv.split())
+    code, err = fails(capsys, "--role solver", *flags.split())
     assert code == status and err.startswith("error: " + message) and err.count("\n") == 1
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -465,39 +450,25 @@ def test_bad_usage_is_one_line_and_nothing_is_lost(argv, status, message, here, 
 def test_problems_longer_than_the_block_are_counted(here, capsys, problems):
     lengths = sorted(len(ids) for ids, _ in encode_problems(problems, "answer", train_tokenizer(problems)))
     block_size = lengths[4] - 1  # every token but the last is read
-    train.main(["--role", "answer", "--steps", "1", "--block-size", str(block_size), "--n-embd", "8"])
+    run("--role answer --steps 1 --n-embd 8 --block-size", block_size)
     n = sum(length > lengths[4] for length in lengths)
     message = f"left out, since longer than the block of {block_size} tokens: {n} of 8 problems"
     assert f"annotations/train.jsonl: {message}" in capsys.readouterr().err
 
 
-def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
-    short = ["--steps", "1", *TINY]
-    Path("annotations/train.jsonl").rename("my file.jsonl")
-    train.main(["--role", "solver", "--train", "my file.jsonl", "--out", "s", *short])
-    assert capsys.readouterr().out.endswith(
-        "next: python train.py --role decomposer --init s --train 'my file.jsonl' "
-        "--valid annotations/valid.jsonl --out s-decomposer --minutes 2.5\n")
-    train.main(["--role", "decomposer", "--init", "s", "--train", "my file.jsonl", "--out", "d", "--steps", "1"])
-    assert capsys.readouterr().out.endswith("next: python infer.py --solver s --decomposer d\n")
-    train.main(["--role", "cot", "--train", "my file.jsonl", *short])
-    assert capsys.readouterr().out.endswith("next: python infer.py --procedure cot\n")
-
-
 def test_a_learning_rate_that_is_too_high_ends_in_one_line(here, capsys):
-    code, err = fails(capsys, "--role", "solver", "--steps", 200, "--lr", "1e6", "--copy-examples", 0,
-                      "--save-minutes", 1e-9, *TINY)
+    flags = "--role solver --steps 200 --lr 1e6 --copy-examples 0 --save-minutes 1e-9"
+    code, err = fails(capsys, flags, *TINY)
     found = re.search(
         r"error: the loss or its gradient is not a number at step (\d+), annotations/train.jsonl rows "
         r"[\d, ]+: try a lower --lr; runs/solver keeps what it had\n$", err)
-    assert code == 1
-    assert json.loads(Path("runs/solver/last/student.json").read_text())["step"] == int(found[1]) - 1
+    assert code == 1 and about("runs/solver/last")["step"] == int(found[1]) - 1
     assert all(tensor.isfinite().all() for tensor in weights("runs/solver/last").values())
 
 
 def test_out_of_memory_says_which_flag_to_lower(here, capsys, monkeypatch):
     monkeypatch.setattr(train, "weighted_loss", lambda *_: torch.empty(2 ** 60))
-    code, err = fails(capsys, "--role", "cot", "--steps", 2, *TINY)
+    code, err = fails(capsys, "--role cot --steps 2", *TINY)
     last = err.splitlines()[-1]
     assert code == 1 and last.startswith("error: out of memory: lower --batch-tokens (1024), ")
 
@@ -509,5 +480,5 @@ def test_ranks_that_do_not_meet_are_one_line(here, capsys, monkeypatch):
         env = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
         for key, value in env.items():
             monkeypatch.setenv(key, str(value))
-        code, err = fails(capsys, "--role", "cot", "--steps", 1)
+        code, err = fails(capsys, "--role cot --steps 1")
     assert code == 1 and "error: the ranks do not meet at 127.0.0.1:" in err.splitlines()[-1]
