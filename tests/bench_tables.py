@@ -12,7 +12,7 @@ much as one that works alone. Flags of train.py stand behind --.
 Each student is trained once and evaluated once: what is in --out is printed, not made again, and a command
 that was stopped goes on when it is given again. tables.jsonl tells of all that is there by which command it
 was made, when, on which machine and commit. After a change of the code take another --out. Two commands at a
-time need an --out each; what they have made may then be copied together.
+time need an --out each; what they have made may then be copied into one, and their tables.jsonl joined.
 """
 import argparse
 import datetime
@@ -252,7 +252,8 @@ def show(bench, args, table):
             lines[-1] |= accuracy_cells(name, correct)
             shown |= {Path(job).name for job in jobs}
     if not lines:
-        raise UserError("no row to print")
+        print(f"{table.__name__}: no such row, or no test file has the steps that it needs", file=sys.stderr)
+        return
     headings = list(dict.fromkeys(heading for cells in lines for heading in cells))
     print(f"\n**{table.__doc__}** ({args.minutes:g} minutes for each student on one core, seeds "
           f"{' '.join(map(str, args.seeds))})\n\n    {args.command}\n")

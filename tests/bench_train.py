@@ -34,7 +34,8 @@ from torch import nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from data import encode_problems, fits, make_batch, plan_batches, read_problems, train_tokenizer  # noqa: E402
+from data import (encode_problems, fits, make_batch, plan_batches, read_problems, run_script,  # noqa: E402
+                  train_tokenizer)
 from model import GPT, GPTConfig, init_weights  # noqa: E402
 
 SIDES = "ours", "transformers", "plain", "dense"
@@ -216,4 +217,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

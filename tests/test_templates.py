@@ -66,7 +66,7 @@ CHANGES = {
     "spent = spent + n * p": "buys at a price, buys more at a price",
     "dollars = g - spent": "had money",
     "dollars = have * p": "sells at a price"}
-# What one may ask after facts of some kinds, "kind: question" (or both in one), and the answer. legs: LEGS.
+# What one may ask after facts of some kinds ("kind: question", or both in one), and the answer. legs: LEGS.
 ANSWERS = {
     "have / d": "shares: share, packs by size: boxes, packs by number: each, uses daily: lasts, is cut: "
                 "pieces, can afford: can buy, form groups, form equal groups: in a group",
@@ -354,7 +354,7 @@ def test_each_of_many_kinds_wordings_verbs_and_questions_occurs(stories):
 # ---- splits, seeds, held-out wordings, made-up words -------------------------------------------------------
 
 def rows_of(split="train", n=300, seen=(), **changes):
-    """The rows of a split, with flags of annotate.py that are not the usual ones; seen: texts of others."""
+    """The rows of a split, with other flags of annotate.py than the usual ones; seen: texts of another."""
     flags = {"seed": 0, "steps": (1, 5), "made_up": 0.4, "made_up_test": 0.0, "wordings": "all", "level": 1}
     args = SimpleNamespace(**flags | {split: n} | changes)
     return teacher.draw_split(split, args, set(seen), SimpleNamespace(update=lambda: None))
