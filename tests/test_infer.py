@@ -469,7 +469,7 @@ def test_another_runs_results_and_foreign_files_are_refused(run):
     Path("other_weights").mkdir()
     Path("other_weights/model.safetensors").write_text("x")
     for content, flags, status, message in (
-            (own, ["--no-calculator", "--limit", 1], 2, another.format("problems, calculator")),
+            (own, ["--no-calculator", "--limit", 1], 2, another.format("problems, calculator, retries")),
             (own, ["--solver", "other_weights"], 2, another.format("students")),
             (b'{"problem": "x"}\n', [], 1, foreign), (b"notes", [], 1, foreign)):
         Path("o").write_bytes(content)
