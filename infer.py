@@ -818,7 +818,7 @@ def main(argv=None):
                "retries": args.retries}
     if args.temperature:
         options["sampling"] = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    rows = min(args.rows, max(1, len(problems)) * max(options["samples"], options["retries"]))
+    rows = min(args.rows, max(1, len(problems)) * options["samples"])
     device, dtype = get_device(args.device), getattr(torch, args.dtype)
     students = {role: load_student(folder, role, rows, device, dtype)
                 for role, folder in args.folders.items()}
