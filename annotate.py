@@ -1267,10 +1267,9 @@ def kind(name, takes, gives, weight, steps, say):
     return Kind(name, takes.split(), gives, weight, steps, read_wordings(say))
 
 
-# In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found.
-# Other numbers are drawn, as DRAW says: b and c any, l less than a, v less than x, g greater than a, d one
-# that divides a, z one that divides x, n a few, m so many in each group, p a price, r a rate, k 3 to 10. A
-# kind of your own is an entry here and, if none of QUESTIONS fits, one there.
+# The numbers of an equation but a and x are drawn, as DRAW says: b and c any, l less than a, v less than x,
+# g greater than a, d one that divides a, z one that divides x, n a few, m so many in each group, p a price,
+# r a rate, k 3 to 10. A kind of your own is an entry here and, if none of QUESTIONS fits, one there.
 KINDS = [
     # something changes
     kind("gain", "own", "own", 76, "a + b: now", """

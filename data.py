@@ -736,10 +736,11 @@ class Tokenizer:
         return cls(ranks)
 
 
-def train_tokenizer(problems, vocab_size=2048):
-    """The vocabulary of students from scratch: learned from the first 20,000 training problems."""
+def train_tokenizer(problems, vocab_size=None):
+    """The vocabulary of students from scratch, of 2,048 tokens or `vocab_size`: learned from the first 20,000
+    training problems."""
     texts = (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text)
-    return Tokenizer.train(texts, vocab_size)
+    return Tokenizer.train(texts, vocab_size or 2048)
 
 
 def _check_tiktoken_cache(cache):

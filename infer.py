@@ -421,16 +421,25 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
 
 # ---- loading students --------------------------------------------------------------------------------------
 
+def read_student_json(folder):
+    """What student.json says of the student in a folder (a Path), a dict with its "role" at least. Raises
+    UserError, or OSError for a file that cannot be read."""
+    path = folder / "student.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or "role" not in fields:
+        raise UserError(f"{path}: not what train.py writes")
+    return fields
+
+
 def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
     """The Student of a role from its folder (a Path). Raises UserError, one line, if there is none."""
     if not (folder / "student.json").exists():
         out = "" if folder == Path("runs", role) else f" --out {folder}"
         raise UserError(f"{folder}: no student here yet; make one with: python train.py --role {role}{out}")
-    try:
-        fields = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-        fields["role"]
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{folder / 'student.json'}: not what train.py writes")
+    fields = read_student_json(folder)
     if fields["role"] != role:
         raise UserError(f"{folder}: a student of the role '{fields['role']}', expected is the role '{role}'")
     try:
@@ -443,16 +452,6 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
 
 
 # ---- votes and retries -------------------------------------------------------------------------------------
-
-def printable(text):
-    """A text without what would steer a terminal or is no character."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def answer_line(record):
-    """How a dialogue ended, in words."""
-    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
-
 
 def vote(records):
     """The record whose answer most samples of a problem have, between equals the earliest sample's.
@@ -489,12 +488,13 @@ def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=Non
     for index, record in solve(problems, procedure, students, samples=samples, watch=watch, **options):
         records[index].append(record)
         if len(records[index]) == samples:
-            record = vote(records[index]) if samples > 1 else record
+            of_problem = records.pop(index)
+            record = vote(of_problem) if samples > 1 else record
             if retries and is_doubtful(problems[index], record):
                 doubted.append((index, record))
             else:
                 yield index, record
-    again, records = [problems[index] for index, _ in doubted], defaultdict(list)
+    again = [problems[index] for index, _ in doubted]
     options["sampling"] = Sampling(RETRY_TEMPERATURE)
     for k, record in solve(again, procedure, students, samples=retries, **options):
         if record["answer"] is not None and not is_doubtful(again[k], record):
@@ -504,6 +504,16 @@ def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=Non
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------
+
+def printable(text):
+    """A text without what would steer a terminal or is no character."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def answer_line(record):
+    """How a dialogue ended, in words."""
+    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
+
 
 def wilson(correct, n, z=1.959964):
     """The Wilson 95 % interval of the share correct / n: two shares (Wilson 1927)."""

@@ -142,11 +142,9 @@ def resolve_args(args):
 def is_pretrained(init):
     """Whether --init is a GPT-2 from elsewhere (it has no student.json) or a student fine-tuned from one."""
     try:
-        return bool(json.loads((init / "student.json").read_text(encoding="utf-8")).get("pretrained"))
+        return bool(infer.read_student_json(init).get("pretrained"))
     except OSError:
         return True
-    except (ValueError, AttributeError):
-        raise UserError(f"{init / 'student.json'}: not what train.py writes")
 
 
 # ---- the optimizers ----------------------------------------------------------------------------------------
@@ -493,17 +491,17 @@ def catch_signals():
     """Ctrl-C (SIGINT) and SIGTERM come into the block's list and do not interrupt it; a second one does."""
     caught, before = [], {}
 
-    def catch(number, frame):
-        caught.append(number)
-        signal.signal(number, before[number])
+    def catch(signum, frame):
+        caught.append(signum)
+        signal.signal(signum, before[signum])
 
-    for name in (signal.SIGINT, signal.SIGTERM):
-        before[name] = signal.signal(name, catch)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        before[signum] = signal.signal(signum, catch)
     try:
         yield caught
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 # ---- the data of a run -------------------------------------------------------------------------------------
@@ -792,8 +790,8 @@ def open_model(args, problems, checkpoint):
         if args.dropout is not None:
             model.config.dropout = args.dropout
     else:
-        vocab_size = args.vocab_size or 2048
-        tokenizer = Tokenizer.gpt2() if args.tokenizer == "gpt2" else train_tokenizer(problems, vocab_size)
+        learned = args.tokenizer != "gpt2"
+        tokenizer = train_tokenizer(problems, args.vocab_size) if learned else Tokenizer.gpt2()
         config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
                            args.dropout, gelu="none")
         model = init_weights(GPT(config), args.seed)
