@@ -209,6 +209,11 @@ class Story:
     def thing(self, sorts="fgtsch"):
         return self.words.thing(sorts)
 
+    def second_thing(self, thing):
+        """Another thing beside this one."""
+        self.mixed = True
+        return self.thing(thing.sort or "fgtsch")
+
     def container(self, thing, boxes=None):
         """What a thing is kept in."""
         boxes = boxes or CONTAINERS.get(thing.sort, BOXES)
@@ -289,7 +294,7 @@ class Story:
         require(1 <= value <= 1_000_000 and (100 * value if fields["T"].money else value).denominator == 1)
         wordings = questions_for(asks, fields.quantity)
         clear = not self.mixed and not fields["T"].money
-        wording = wordings[0].replace("How many {T} ", "How many ") if clear else wordings[0]
+        wording = re.sub(r"How many \{T\} (?!and)", "How many ", wordings[0]) if clear else wordings[0]
         require(available(wording, fields))
         question = self.ask(wording, fields, SPEAKER)
         require(question not in [step.question for step in self.steps])
@@ -349,7 +354,8 @@ DRAW = {  # drawn where a wording or an equation has them
     "k": lambda story, f: story.pick((3, 4, 5, 6, 7, 8, 10)),
     "n": lambda story, f: story.few(),
     "w": lambda story, f: story.few(2, 8),
-    "v": lambda story, f: story.less_than(f["x"]),
+    "v": lambda story, f: story.less_than(f["x"] if "x" in f else f["a"] - f["l"]),
+    "o": lambda story, f: story.rng.randint(1, f["b"] - 1),
     "y": lambda story, f: story.rng.randint(2, 20),
     "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
     "r": lambda story, f: story.amount(2, 2000),
@@ -368,6 +374,7 @@ DRAW = {  # drawn where a wording or an equation has them
     "friends": lambda story, f: Thing(story.pick(SHARERS)),
     "groups": lambda story, f: story.container(f["T"]),
     "things": lambda story, f: story.thing(),
+    "T2": lambda story, f: story.second_thing(f["T"]),
     "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
     "money": lambda story, f: DOLLARS,
     "days": lambda story, f: Thing("day"),
@@ -566,7 +573,7 @@ GIVES = {  # the quantity that a kind gives, of the one that it has taken and it
     "content": lambda old, f: Quantity("own", old.S, "have", f["content"]),
     "end": lambda old, f: old,
 }
-LAST = "end", "difference", "part"  # a story ends with what these kinds give
+LAST = "end", "difference", "part", "two"  # a story ends with what these kinds give
 
 
 def go_on(story, quantity):
@@ -583,6 +590,8 @@ def go_on(story, quantity):
         return other_part(story, kind, quantity)
     if kind.gives in ("joint", "difference"):
         return put_together(story, kind, quantity, compared)
+    if kind.gives == "two":
+        return ask_about_two(story, kind, quantity)
     fields = Fields(story, quantity)
     for equation, asks in kind.steps:  # this draws the numbers that are told
         value = story.find(equation, asks, fields)
@@ -598,6 +607,8 @@ def draw_kind(story, quantity):
     fit, weights, left = [], [], story.steps_left
     for kind in KINDS:
         left_then = left - len(kind.steps)
+        if story.steps and not any("a" in equation for equation, _ in kind.steps):
+            continue  # nobody would need what the steps before have found
         if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
             fit.append(kind)
             rare = story.level < 3 and kind.backwards
@@ -606,9 +617,9 @@ def draw_kind(story, quantity):
     return story.rng.choices(fit, weights)[0]
 
 
-def other_quantity(story, quantity):
+def other_quantity(story, quantity, only=None):
     """A quantity that can be compared with this one: of another person, time, place or thing; and in what
-    they differ: "S", "tail" or "T".
+    they differ: "S", "tail" or "T". only: in this.
     """
     ways = [way for way in ("S", "tail", "T") if quantity.others.get(way)] * 4
     if quantity.S in story.people and "S" not in ways:
@@ -616,7 +627,7 @@ def other_quantity(story, quantity):
     plain = quantity.T.sort and not quantity.T.adjective and not quantity.T.content and not quantity.others
     if quantity.form in ("own", "there") and plain:
         ways += ["T"] * 2
-    way, others = story.pick(ways), dict(quantity.others)
+    way, others = story.pick([way for way in ways if only in (None, way)]), dict(quantity.others)
     if others.get(way):
         new, *others[way] = others[way]
     else:
@@ -682,25 +693,88 @@ def put_together(story, kind, quantity, compared):
             fields["both_times"] = (BOTH_TIMES.get(quantity.tail) or BOTH_TIMES.get(other.tail)
                                     or "in both places")
         return replace(joint, value=story.find(equation, asks, fields))
+    find_difference(story, kind, two, way)
+    return quantity
+
+
+def find_difference(story, kind, two, way):
+    """How many more has Ann than Tom? Or how many fewer has Tom."""
+    (equation, asks), = kind.steps
     small, big = sorted(two, key=lambda one: one.value)
     told, ref = (small, big) if asks == "fewer" else (big, small)
     fields = Fields(story, told, **reference(story, ref, way) | {"a": big.value, "b": small.value})
     story.find(equation, asks, fields)
+
+
+def ask_about_two(story, kind, quantity):
+    """Several quantities are told and two are asked for: the question decides which numbers are needed.
+
+    They are three in a row, pages on Monday, Tuesday and Friday; or two by two, Tom's and Ann's apples and
+    pears.
+    """
+    def with_value(one):
+        return replace(one, value=story.price() if one.form == "price" else story.amount())
+
+    is_new = not story.steps  # else the steps before have found it: it is one of the two
+    there = " there" if quantity.form == "there" else ""
+    other, way = other_quantity(story, quantity)
+    row = [quantity, with_value(other)]
+    story.ordered = True
+    if is_new and way != "T" and quantity.T.sort and quantity.form != "price" and story.chance(0.5):
+        second = other_quantity(story, replace(quantity, others={}), only="T")[0].T
+        del story.facts[-1]  # it is told again, with the second thing
+        table = [[one, with_value(replace(one, T=second))] for one in row]
+        for row in table:
+            tell_row(story, row, "2 T" + there)
+        two = story.pick(list(zip(*table)))
+        if story.chance(0.5):
+            two, way = story.pick(table), "T"
+    else:
+        row.append(with_value(other_quantity(story, row[-1], only=way)[0]))
+        require({*story.ways} == {way})  # no other day or thing is left out
+        told_by = f"3 {way}{there}"
+        if is_new and told_by in TELL and story.chance(0.6):
+            del story.facts[-1]
+            tell_row(story, row, told_by)
+        else:
+            for one in row[1:]:
+                story.tell_quantity(one)
+        two = story.rng.sample(row, 2) if is_new else [quantity, story.pick(row[1:])]
+    (equation, asks), = kind.steps
+    if asks == "diff":
+        find_difference(story, kind, two, way)
+    else:
+        joint, tail = join_quantities(story, *two, way, alone=False)
+        story.find(equation, asks, Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail))
     return quantity
 
 
-def join_quantities(story, first, second, way):
-    """What two quantities count together; and how a question says so: "in all", "together"."""
+def tell_row(story, row, kind):
+    """Tell two or three quantities in one sentence, of the wordings that TELL has for this kind of row."""
+    fields = Fields(story, row[0])
+    for k, one in enumerate(row[1:], 2):
+        fields |= {" abc"[k]: one.value, f"T{k}": one.T, f"tail{k}": one.tail}
+    story.tell(kind, TELL[kind], fields)
+
+
+def join_quantities(story, first, second, way, alone=True):
+    """What two quantities count together; and how a question says so: "in all", "together". alone: whether
+    the story has no others of this kind, which would be among all.
+    """
     joint = replace(first, value=None, tail="", others={}, also=())
     if way == "S":
         they = "they" if len(story.people) == 2 and story.chance(0.5) else ""
         return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", they)), "together"
     if way == "tail":
+        if not alone:
+            return joint, join([first.tail, second.tail])
         return joint, "" if first.form == "there" else "in all"
     names = sorted((str(first.T), str(second.T)))
+    both = Thing("thing", join(names))
+    if not alone:
+        return replace(joint, T=both, tail=first.tail), first.tail
     wholes = [whole for *kinds, whole in WHOLES if sorted(map(str, kinds)) == names]
-    both = wholes[0] if wholes else Thing("thing", join(names))
-    both = replace(first.T, adjective="") if first.T.adjective else both
+    both = replace(first.T, adjective="") if first.T.adjective else wholes[0] if wholes else both
     return replace(joint, T=both, tail=first.tail), first.tail if first.form == "there" else "in all"
 
 
@@ -1077,6 +1151,14 @@ TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told,
     "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {S} [have] {b things} too. | {S}
         [be] {age} years old. | {S} [live] at house number {y}. | {S} [have] {y} cousins. | It [-be] {y}
         degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
+    "2 T": """{S} [V] {a T} and {b T2} {tail}. | {S} [V] {a T} {tail} and {b T2}. | {S} [V] {a T} {tail}. {S}
+        also [V] {b T2}. | {S} [V] {a T} {tail}, and also {b T2}.""",
+    "2 T there": """There [+be] {a T} and {b T2} {tail}. | {Tail} there [+be] {a T} and {b T2}. | {a T} and
+        {b T2} [+be] {tail}. | Someone [-count] {a T} and {b T2} {tail}.""",
+    "3 T": """{S} [V] {a T}, {b T2} and {c T3}. | {S} [V] {a T}, {b T2}, and {c T3}. | {S} [V] {a T}. {S} also
+        [V] {b T2} and {c T3}. | {S} [V] {a T} and {b T2}. {S} also [V] {c T3}.""",
+    "3 tail": """{S} [V] {a T} {tail}, {b T} {tail2} and {c T} {tail3}. | {S} [V] {a T} {tail}, {b} {tail2},
+        and {c} {tail3}. | {S} [V] {a T} {tail}. {S} [V] {b T} {tail2} and {c T} {tail3}.""",
     "setting": """{While}, {S} [DOING]. | {S} [DOING] {while}. | {While}, {crowd} [+DOING]. | {Crowd} [+DOING]
         {while}. | {S} [DOING]. | {S} [DOING], and {crowd} [+watch]. | It [-be] a sunny day. | It [-be]
         raining, and {S} [be] at home. | Everybody [-know] {S:him}. | It [-be] the last week of the
@@ -1121,6 +1203,14 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         altogether {tail})? | How many {T} [+be] {tail} (in the end|after that)?""",
     "got": """How many {T} [DO] {S} {GET}? | What number of {T} [DO] {S} {GET}? | How many more {T} [DO] {S}
         {GET}? | Find how many {T} {S} [GET].""",
+    "got in all": """How many (|more) {T} [DO] {S} {GET} (in all|altogether|in total|)? | What [-be] the total
+        number of {T} that {S} [GET]?""",
+    "lost in all": """How many {T} [DO] {S} {LOSE} (in all|altogether|in total|)? | What [-be] the total
+        number of {T} that {S} [LOSE]?""",
+    "in each": """How many {T} and {T2} [+be] there {at} (each|every|one) {group}? | How many {T} and {T2}
+        [-DO] each {group} have?""",
+    "both in all": """How many {T} and {T2} [+be] there (in all|altogether|in total|)? | What [-be] the total
+        number of {T} and {T2}?""",
     "are given": "How many {T} [DO] {S} get from them?",
     "they have": """How many {T} [DO] {S} have (in all|altogether|together|in total|)? | What [-be] the total
         number of {T}? | How many {T} [-be] that (in all|altogether)? | Find how many {T} {S} [have] (in
@@ -1481,6 +1571,17 @@ KINDS = [
         (Half|Only half|Exactly half) of (them|the {T}|these {T}) [+be] {adj}."""),
     kind("rest after a share", "own there", "end", 8, "a / q: kind; a - x: other kind", """
         (A|One) {q nth} of (them|the {T}) [+be] {adj}. {Rest} [+be] {adj2}."""),
+    # several are told, two are asked for: see ask_about_two
+    kind("two of several", "own act there money price age weigh", "two", 60, "a + b: two", "@"),
+    kind("two of several differ", "own act there money price be age weigh", "two", 60, "a - b: diff", "@"),
+    kind("one of two things", "own", "end", 16, "a - l: lost", """
+        {S} also [have] {b T2}. After {S} [LOSE] some of them, {S} [have] {l T} and {o T2} left. | {S} also
+        [have] {b T2}. {S} [LOSE] some {T} and some {T2}. Now {S} [!have] {o T2} and {l T} left. | {S} also
+        [have] {b T2}. {S} [LOSE] some of these and [!have] {l T} and {o T2} now."""),
+    kind("two things in each", "groups?", "end", 14, "n * m: total there", """
+        There [+be] {n groups} {here} with {m T} and {c T2} {at} each {group}. | There [+be] {n groups}
+        {here}. (Every|Each) {group} ([-have]|[-contain]|[-hold]) {m T} and {c T2}. | Each of the
+        {n groups} {here} ([-have]|[-hold]) {c T2} and {m T}."""),
     # equal groups
     kind("groups", "own?", "own", 70, "n * m: have", """
         {S} [have] {n groups} (with {m T} {at}|of {m T}) each {here}. | {S} [have] {n groups} {here}.
@@ -1619,9 +1720,9 @@ KINDS = [
         {S} [V] {r T} {per} for {hours} (a|each|every) day. {S} [do] this for {n days}. | {S} [V] {r T} {per},
         {hours} a day, for {n days}. | For {n days}, {S} [V] {r T} {per} for {hours} (a|each) day."""),
     kind("several do it", "rate?", "end", 24, "r * w: one alone; x * n: all of them", """
-        (Each of the|Each of) {n friends} [-V] {r T} {per} for {w units}. | For {w units}, {n friends} [+V] {r
-        T} {per} each. | There [+be] {n friends}. Each {friend} [-V] {r T} {per} for {w units}. | {n friends}
-        each [+V] {r T} {per} for {w units}."""),
+        (Each of the|Each of) {n friends} [-V] {r T} {per} for {w units}. | For {w units}, {n friends} [+V]
+        {r T} {per} each. | There [+be] {n friends}. Each {friend} [-V] {r T} {per} for {w units}. |
+        {n friends} each [+V] {r T} {per} for {w units}."""),
     # ages, lengths, weights
     kind("in years", "age", "end", 60, "a + y: in years", ""),
     kind("years ago", "age", "end", 40, "a - l: years ago", ""),
@@ -1642,7 +1743,30 @@ KINDS = [
         {T1}|{a_T1}|one {T1}) [-have] {e parts}. | {S} [look] at a picture of {T}. (Every {T1}|Each
         {T1}|{A_T1}) [-have] {e parts}."""),
 ]
-QUESTIONS |= {"diff age": QUESTIONS["diff be"], "diff weigh": QUESTIONS["diff be"]}
+QUESTIONS |= {name: QUESTIONS[same] for name, same in {
+    "diff age": "diff be", "diff weigh": "diff be", "two": "act", "two there": "there",
+    "two price": "total price", "two age": "total age", "two weigh": "total weigh"}.items()}
+
+
+def other_question(name, weight, steps):
+    """A Kind that tells the same as the one of this name and asks for something else: where Tom has 9 apples,
+    buys 5 and then 3, not what he has now but what he bought. What people gave him he did not buy.
+    """
+    same = next(kind for kind in KINDS if kind.name == name)
+    say = [wording for wording in same.say if "in all" not in steps or "give]" not in wording]
+    steps = [step.split(": ") for step in steps.split("; ")]
+    return same._replace(name=f"{name} ({steps[-1][1]})", gives="end", weight=weight, steps=steps, say=say)
+
+
+KINDS += [other_question(*row) for row in (
+    ("loses twice", 14, "l + v: lost in all"),
+    ("gains twice", 14, "b + c: got in all"),
+    ("gains groups", 14, "n * m: got"),
+    ("gives each", 14, "n * m: gave"),
+    ("spends twice", 16, "l + v: spend in all"),
+    ("buys from money", 12, "n * p: pay"),
+    ("two things in each", 12, "m + c: in each"),
+    ("two things in each", 10, "m + c: in each; n * x: both in all"))]
 
 # Comparisons told backwards, "Tom has 3 more than Ann", when Ann's are asked for: {equation: (its number, the
 # equation that undoes it)}

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import (ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, calculator_result, checksum,
@@ -53,6 +54,7 @@ class Request(NamedTuple):
     role: str
     kind: str  # "question", "solution" or "answer"
     append: tuple = ()
+    anew: bool = False  # forget first what stands behind the problem in the student's sequence
 
 
 class Unfinished(Exception):
@@ -66,6 +68,26 @@ def socratic(problem, record):
     """The paper's: the decomposer asks all sub-questions, then the solver answers them in turn."""
     yield from decompose(problem, record)
     yield from answer_questions(record)
+
+
+def second_look(problem, record):
+    """`socratic`, and then the solver answers the last question alone, in as many steps as it takes.
+
+    Of the two dialogues counts the one that the solver finds likelier, unless it is doubtful. This is not in
+    the paper: it helps where the decomposer asks too much, with a solver that has learned to take several
+    steps at once (`merge_steps` in data.py). record["asked"] keeps the decomposer's questions.
+    """
+    yield from decompose(problem, record)
+    record["asked"], looks = questions(record), []
+    for asked in (record["asked"], record["asked"][-1:])[:len(record["asked"])]:
+        look, before = {"steps": [{"question": text} for text in asked]}, record["log_p"]["solver"]
+        try:
+            yield from answer_questions(look)
+        except Unfinished as e:
+            look |= {"answer": None, "unfinished": str(e)}
+        fit = look["answer"] is not None and not is_doubtful(problem, look)
+        looks.append((fit, record["log_p"]["solver"] - before, look))
+    record |= max(looks, key=lambda each: each[:2])[2]
 
 
 def decompose(problem, record):
@@ -125,8 +147,8 @@ def next_question(role, record, *append):
 
 def answer_questions(record):
     """The solver answers each sub-question after reading all earlier steps, then says the answer."""
-    for step in record["steps"]:
-        step["solution"] = yield from write("solver", "solution", to_line(step["question"]))
+    for k, step in enumerate(record["steps"]):
+        step["solution"] = yield from write("solver", "solution", to_line(step["question"]), anew=k == 0)
     record["answer"] = yield from write("solver", "answer", MARK)
 
 
@@ -143,9 +165,9 @@ def write_steps(role, kinds, record):
         add_step(role, record, **step)
 
 
-def write(role, kind, *append):
+def write(role, kind, *append, anew=False):
     """Append texts to a student's sequence and let it write a solution or the answer. Returns that text."""
-    text, stop = yield Request(role, kind, append)
+    text, stop = yield Request(role, kind, append, anew)
     return checked(role, kind, text, stop)
 
 
@@ -213,12 +235,12 @@ PREFILL_TOKENS = 4096  # that a forward reads (more, if one row alone has more):
 
 
 class Student:
-    """A model, its tokenizer, a KV cache for so many rows; the guidance it was trained with, or None; and
-    whether it was trained without the calculator."""
+    """A model, its tokenizer, a KV cache for so many rows; the guidance it was trained with, or None; whether
+    it was trained without the calculator; and on which share of problems with merged steps."""
 
-    def __init__(self, model, tokenizer, rows, guidance=None, calculates=True):
+    def __init__(self, model, tokenizer, rows, guidance=None, calculates=True, merged_steps=0.0):
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.guidance, self.calculates = guidance, calculates
+        self.guidance, self.calculates, self.merged_steps = guidance, calculates, merged_steps
         self.device = model.wte.weight.device
         self.cache = KVCache(model.config, rows, self.device, model.wte.weight.dtype)
         self.rows = [Row(self, k) for k in range(rows)]
@@ -251,12 +273,17 @@ class Row:
         self.prompt, self.length, self.pending = [], 0, []
 
     def begin(self, problem):
-        """Start with a problem. If the row holds its very prompt, the last token alone is read again."""
+        """Start with a problem. If the row holds its very prompt, that is not read once more."""
         encode = self.student.tokenizer.encode
         prompt = [token for text in problem_prompt(problem, self.student.guidance) for token in encode(text)]
-        is_held = prompt == self.prompt and self.length >= len(prompt)
-        self.prompt, self.length = prompt, len(prompt) - 1 if is_held else 0
-        self.pending = prompt[self.length:]
+        if prompt != self.prompt:
+            self.prompt, self.length = prompt, 0
+        self.forget_the_rest()
+
+    def forget_the_rest(self):
+        """Go back to the end of the prompt. Its last token is read again, for the logits after it."""
+        self.length = min(self.length, len(self.prompt) - 1)
+        self.pending = self.prompt[self.length:]
 
     def copy_prompt(self):
         """Copy the prompt, all but its last token, from a row that has read the same one, if there is one."""
@@ -282,7 +309,8 @@ class Dialogue:
     def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
         """rows: {role: Row}; index, calculator and watch: as in `solve`."""
         self.index, self.rows, self.calculator, self.watch = index, rows, calculator, watch
-        self.record, self.rng = {"steps": [], "answer": None, "unfinished": None}, random.Random(seed)
+        self.record = {"steps": [], "answer": None, "unfinished": None, "log_p": dict.fromkeys(rows, 0.0)}
+        self.rng = random.Random(seed)
         for row in rows.values():
             row.begin(problem)
         self.procedure = procedure(problem, self.record)
@@ -293,20 +321,23 @@ class Dialogue:
         self.request = None
         try:
             self.request = self.procedure.send(line)
-        except StopIteration:
-            return
-        except Unfinished as e:
-            self.record["unfinished"] = str(e)
+        except (StopIteration, Unfinished) as e:
+            if isinstance(e, Unfinished):
+                self.record["unfinished"] = str(e)
+            del self.record["log_p"]
             return
         self.row, self.text, self.tokens = self.rows[self.request.role], b"", []
+        if self.request.anew:
+            self.row.forget_the_rest()
         for text in self.request.append:
             self.row.append(text)
         if stop := self.limit():
             self.end_line(stop)
 
-    def take(self, token):
-        """Take the next token of the line."""
+    def take(self, token, log_p):
+        """Take the next token of the line, and its log probability."""
         student = self.row.student
+        self.record["log_p"][self.request.role] += log_p
         if token == student.tokenizer.end:
             return self.end_line("end")
         self.tokens.append(token)
@@ -410,8 +441,9 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
         group = next_group(dialogues.values(), forward)
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
-        for dialogue, token in zip(group, tokens.tolist()):
-            dialogue.take(token)
+        log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
+        for dialogue, *token in zip(group, tokens.tolist(), log_p.tolist()):
+            dialogue.take(*token)
             dialogue.since = forward
             if not dialogue.request:
                 free.append(dialogue.row.number)
@@ -448,7 +480,8 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
         raise UserError(e)
     tokenizer = Tokenizer.from_pretrained(folder, model.config.vocab_size)
     model = prepack_matrices(model.to(device, dtype))
-    return Student(model, tokenizer, rows, fields.get("guidance"), fields.get("calculates", True))
+    return Student(model, tokenizer, rows, fields.get("guidance"), fields.get("calculates", True),
+                   fields.get("merged_steps", 0.0))
 
 
 # ---- votes and retries -------------------------------------------------------------------------------------
@@ -536,8 +569,8 @@ def percentage(hits):
 
 
 def questions(record):
-    """The sub-questions of a problem or a record, a list of texts of one line each."""
-    return [one_line(step["question"]) for step in record["steps"]]
+    """The sub-questions of a problem, or those asked in a record: a list of texts of one line each."""
+    return record.get("asked") or [one_line(step["question"]) for step in record["steps"]]
 
 
 def question_metrics(problems, results):
@@ -620,7 +653,7 @@ def evaluate_file(args, problems, procedure, students, options):
              f"{written / seconds:,.0f} tokens/s written"] if todo else []
     lines += [f"guided by the {student.guidance} of the file's own solutions"
               for student in students.values() if student.guidance]
-    lines += metrics(problems, results, students_ask=procedure in (socratic, stepwise, unified))
+    lines += metrics(problems, results, students_ask=procedure in (socratic, second_look, stepwise, unified))
     print(*lines, sep="\n")
     if args.report:
         page = html_report(problems, results, lines)
@@ -639,7 +672,8 @@ def resume(args, problems, options):
     path = args.out
     weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
     settings = {
-        "procedure": args.procedure, "problems": checksum(problems), "calculator": options["calculator"],
+        "procedure": args.procedure, "second_look": args.second_look, "problems": checksum(problems),
+        "calculator": options["calculator"],
         "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
         "retries": options["retries"],
         "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]}
@@ -714,9 +748,12 @@ def show(problem, procedure, students, options):
     counts = Counter()  # lines of each kind so far
 
     def watch(kind, text):
-        if kind != "answer" and text and not text.startswith(MARK):
-            counts[kind] += 1
-            print(f"{kind.capitalize()} {counts[kind]}: {printable(text)}", flush=True)
+        if kind == "answer" or not text or text.startswith(MARK):
+            return
+        counts[kind] += 1
+        is_second_look = procedure is second_look and counts["solution"] > counts["question"]
+        label = "Second look" if is_second_look else f"{kind.capitalize()} {counts[kind]}"
+        print(f"{label}: {printable(text)}", flush=True)
 
     if not PROBLEM_SIGN.search(problem["problem"]):
         print(NO_PROBLEM)
@@ -785,6 +822,8 @@ def parse_args(argv=None):
     add("--out", type=Path, help="append each result of --eval; the same command goes on where it stopped")
     add("--report", type=Path, help="write the dialogues of --eval as one HTML page")
     add("--votes", type=whole_number(1), help="sample so many dialogues; the answer that most have counts")
+    add("--no-second-look", action="store_true",
+        help="socratic as in the paper alone: the solver does not try the last question by itself as well")
     add("--retries", type=whole_number(0), metavar="N",
         help="where a result is below 0, or has decimals and the problem none: sample N more dialogues (8)")
     add("--temperature", type=number(0), help="sample tokens (0: take the most likely; 0.7 with --votes)")
@@ -802,6 +841,8 @@ def parse_args(argv=None):
     for flag in ("limit", "out", "report", "votes"):
         if getattr(args, flag) and not args.eval:
             raise UserError(f"--{flag} goes with --eval FILE", 2)
+    if args.no_second_look and args.procedure != "socratic":
+        raise UserError(f"--procedure {args.procedure} has no second look", 2)
     if args.procedure == "given" and args.problem is not None:
         raise UserError("--procedure given needs sub-questions: from --eval FILE or at the prompt", 2)
     if args.guide and args.eval:
@@ -832,6 +873,9 @@ def main(argv=None):
     device, dtype = get_device(args.device), getattr(torch, args.dtype)
     students = {role: load_student(folder, role, rows, device, dtype)
                 for role, folder in args.folders.items()}
+    args.second_look = (procedure is socratic and not args.no_second_look
+                        and students["solver"].merged_steps > 0)
+    procedure = second_look if args.second_look else procedure
     told = args.guide or all("guide" in problem or problem.get("steps") for problem in problems or [{}])
     for role, student in students.items():
         if student.guidance and not told:

@@ -43,7 +43,7 @@ from model import GPT, PUBLISHED, GPTConfig, download_published, init_embeddings
 # themselves and from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the
 # paper.
 FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08,
-                "merged_steps": 0.3}
+                "merged_steps": 0.6}
 FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
 FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0,
                "merged_steps": 0.0}
@@ -740,6 +740,7 @@ class Checkpoints:
         self.model, self.tokenizer, self.args, self.loaded = model, tokenizer, args, loaded
         self.about = {"role": args.role, "guidance": args.guidance, "init": args.init and str(args.init),
                       "calculates": args.no_calculator,  # it learned what the calculator does for others
+                      "merged_steps": args.merged_steps if args.role == "solver" else 0.0,
                       "pretrained": bool(args.init) and is_pretrained(args.init)}
         self.settings = {flag: str(value) if isinstance(value, (Path, torch.device)) else value
                          for flag, value in vars(args).items() if flag not in NO_SETTINGS}

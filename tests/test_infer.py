@@ -76,20 +76,21 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
 
     Returns the record and how many tokens the students wrote.
     """
-    record, sequences, written, reply = {"steps": [], "answer": None, "unfinished": None}, {}, 0, None
+    record = {"steps": [], "answer": None, "unfinished": None, "log_p": dict.fromkeys(students, 0.0)}
     record |= {"sample": sample} if sampling else {}
+    sequences, written, reply = {}, 0, None
     requests = procedure(problem, record)
     rng = random.Random(f"{sampling and sampling.seed} {sample} {problem['problem']}")
     while True:
         try:
-            role, _, append = requests.send(reply)
-        except StopIteration:
-            return record, written
-        except Unfinished as e:
-            return record | {"unfinished": str(e)}, written
+            role, _, append, anew = requests.send(reply)
+        except (StopIteration, Unfinished) as e:
+            record.pop("log_p")
+            return record | ({"unfinished": str(e)} if isinstance(e, Unfinished) else {}), written
         model, tokenizer = students[role].model, students[role].tokenizer
         block_size, text, line, stop = model.config.block_size, b"", [], None
-        ids = sequences.setdefault(role, tokenizer.encode(to_line(problem["problem"])))
+        prompt = tokenizer.encode(to_line(problem["problem"]))
+        ids = sequences[role] = prompt if anew else sequences.get(role, prompt)
         for part in append:
             ids += tokenizer.encode(part)
         while not stop:
@@ -101,6 +102,7 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
                 with torch.no_grad():
                     logits = model(torch.tensor([ids]))[0, -1]
                 token = sampled(logits, sampling, rng.random()) if sampling else int(logits.argmax())
+                record["log_p"][role] += logits.log_softmax(-1)[token].item()
                 written += 1
                 if token == tokenizer.end:
                     stop = "end"
@@ -119,13 +121,17 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
 SAMPLING = Sampling(temperature=1.2, top_k=40, top_p=0.95, seed=7)
 
 
+SECOND_LOOK = {"second look": (infer.second_look, ("solver", "decomposer"))}
+
+
 @pytest.mark.parametrize("name, sampling", [
-    *((name, None) for name in PROCEDURES), ("socratic", SAMPLING), ("stepwise", SAMPLING)])
+    *((name, None) for name in PROCEDURES | SECOND_LOOK), ("socratic", SAMPLING), ("stepwise", SAMPLING),
+    ("second look", SAMPLING)])
 def test_dialogues_are_those_of_a_plain_loop(name, sampling, trained, monkeypatch):
     """At any number of rows, in any order, if a problem is too long or not all prompts fit in a forward."""
     monkeypatch.setattr(infer, "MAX_LINE", 25)
     monkeypatch.setattr(infer, "PREFILL_TOKENS", 100)
-    procedure, roles = PROCEDURES[name]
+    procedure, roles = (PROCEDURES | SECOND_LOOK)[name]
     problems, samples = PROBLEMS[:8] if sampling else PROBLEMS, 3 if sampling else 1
     problems = [*problems, PROBLEMS[0] | {"problem": "Ann has 1 cat. " * 20}]
     for calculator in (True, False):
@@ -262,6 +268,37 @@ def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
     with pytest.raises(Unfinished, match=f"^{why}$"):
         for text in lines:
             requests.send((text[:-1], "end") if text.endswith(".") else (text, "newline"))
+
+
+@pytest.mark.parametrize("whole, alone, chosen", [  # answer and log probability of both looks
+    (("5", -1.0), ("7", -2.0), "5"), (("5", -2.0), ("7", -1.0), "7"), (("5", -2.0), ("-7", -1.0), "5"),
+    (("", -1.0), ("7", -2.0), "7"), (("5", -2.0), ("", -1.0), "5")])
+def test_of_two_looks_counts_the_likelier_one_that_is_not_doubtful(whole, alone, chosen):
+    record = {"steps": [], "answer": None, "unfinished": None, "log_p": {"solver": 0.0, "decomposer": 0.0}}
+    requests = infer.second_look(ANN, record)
+    written = [("Q1?", 0), ("Q2?", 0), ("", 0), ("s1", 0), (f"<<1*{whole[0]}={whole[0]}>>", 0), whole,
+               (f"<<1*{alone[0]}={alone[0]}>>", 0), alone]
+    request, appended = next(requests), []
+    with pytest.raises(StopIteration):
+        for text, log_p in written:
+            appended.append((request.anew, *request.append))
+            record["log_p"][request.role] += log_p
+            request = requests.send((text, "end" if request.kind == "answer" or not text else "newline"))
+    assert appended[3:] == [(True, " Q1?\n"), (False, " Q2?\n"), (False, "####"),
+                            (True, " Q2?\n"), (False, "####")]
+    assert record["answer"] == chosen and record["asked"] == ["Q1?", "Q2?"] and not record["unfinished"]
+    assert [step["question"] for step in record["steps"]] == ["Q1?", "Q2?"][chosen == alone[0]:]
+
+
+def test_there_is_no_second_look_at_one_question():
+    record = {"steps": [], "answer": None, "log_p": {"solver": 0.0, "decomposer": 0.0}}
+    requests = infer.second_look(ANN, record)
+    next(requests)
+    for line in ("Q?", "newline"), ("", "end"), ("s", "newline"):
+        requests.send(line)
+    with pytest.raises(StopIteration):
+        requests.send(("5", "end"))
+    assert record["answer"] == "5" and len(record["steps"]) == 1
 
 
 def test_a_line_that_repeats_itself_is_cut():

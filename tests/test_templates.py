@@ -73,16 +73,16 @@ ANSWERS = {
     "have / 2": "loses half: lost, half of a kind: kind, half price: sale",
     "have / q": "loses part: lost, share of a kind: kind",
     "have - have / q": "rest after a share: other kind",
-    "have - l": "loses some: lost, some go: went, rest: other kind",
+    "have - l": "loses some: lost, some go: went, rest: other kind, one of two things: lost",
     "g - have": "gains some: got, some come: came, wants: need, wants to do: need, wants to buy: need",
     "(g - have) / z": "saves up: weeks, does the rest: takes",
     "(have - l) / z": "shares the rest: share, packs the rest: boxes",
-    "b + c": "had before a loss: at first, were before some left: at first, had money before: at first",
     "a - l": "had before a gain: at first, were before some came: at first",
     "b + c + y": "had before two losses: at first",
     "a - l + b": "had before both: at first",
     "g - a": "other part: same",
-    "n * m": "in so many groups: in groups",
+    "n * m": "in so many groups: in groups, gains groups (got): got, gives each (gave): gave, "
+             "two things in each: total",
     "t / m": "number of groups: groups, groups for so many: groups for",
     "t / n": "size of groups: each",
     "i - spent": "pays with: change",
@@ -90,11 +90,16 @@ ANSWERS = {
     "s / n": "price of one: one costs",
     "s / n * w": "price of others: cost of others",
     "s / p": "number bought: bought",
-    "n * p": "cost of so many: cost of",
+    "n * p": "cost of so many: cost of, buys from money (pay): pay",
     "r * n": "in so long: in time",
     "u / r": "how long: takes",
     "u / n": "how much a day: rate",
     "r * w * n": "several do it: all of them",
+    "l + v": "loses twice (lost in all): lost in all, spends twice (spend in all): spend in all",
+    "b + c": "had before a loss: at first, were before some left: at first, had money before: at first, "
+             "gains twice (got in all): got in all",
+    "m + c": "two things in each (in each): in each",
+    "n * (m + c)": "two things in each (both in all): both in all",
     "legs * b": "parts",
     "legs * n": "parts of so many: parts of"}
 EFFECTS = {"unneeded": [], "setting": []}  # {kind: [(what changes or may be asked, expression)]}
@@ -117,7 +122,8 @@ WHOLES = [[str(kind), str(whole)] for *kinds, whole in teacher.WHOLES for kind i
 
 def about(f):
     """Who, what and when a fact or a question is about."""
-    return f["S"].name if f["S"] else "", str(f["T"]), f["tail"] if f["tail"] in TIMES else ""
+    when = f["tail"] if {*f["tail"].split(" and ")} <= TIMES else ""
+    return f["S"].name if f["S"] else "", str(f["T"]), when
 
 
 def compared_with(f):
@@ -146,6 +152,7 @@ class World:
             return self.now[who, what, when]
         listed = lambda names: re.split(", | and ", names) if " and " in names else []
         parts = [(who, one, when) for one in listed(what)] or [(one, what, when) for one in listed(who)]
+        parts = parts or [(who, what, one) for one in listed(when)]
         parts = parts or [(who, kind, when) for whose, kind, time in self.now if (whose, time) == (who, when)
                           and (kind.endswith(f" {what}") or [kind, what] in WHOLES)]
         parts = parts or [one for one in self.now if one[:2] == (who, what) and not when]
@@ -155,6 +162,11 @@ class World:
     def read(self, kind, f):
         """Take in a fact; False: it cannot be understood yet."""
         who, what, when = about(f)
+        if kind[:3] in ("2 T", "3 T", "3 t"):  # several things or times in a row
+            for n, thing, tail in zip("abc", ("T", "T2", "T3"), ("tail", "tail2", "tail3")):
+                if thing in f:
+                    self.now[about(f | {"T": f[thing], "tail": f[tail] or f["tail"]})] = Fraction(f[n])
+            return True
         known = {name: Fraction(n) for name, n in f.items() if re.fullmatch("[a-z]", name) and n is not None}
         comparison = re.sub("^(there|is|costs) |, backwards$", "", kind)
         if comparison in COMPARISONS:
