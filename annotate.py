@@ -2196,7 +2196,7 @@ def from_svamp(row):
         result = calculate(f"{a}{op}{b}")
         if result is None:
             raise Unfit(f"its equation {equation} does not compute")
-        solution = f"{a} {op} {b} = <<{a}{op}{b}={result}>>{result}"
+        solution = f"<<{a}{op}{b}={result}>>{result}"
         steps.append({"question": f"What is {a} {op} {b}?", "solution": solution})
         left = left[:match.start()] + result + left[match.end():]
     if not same_answer(left, answer):

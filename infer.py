@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import (ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, calculator_result, checksum,
-                  get_device, number, one_line, parse_number, problem_prompt, read_problems, read_run_file,
-                  run_script, same_answer, to_jsonl, to_line, whole_number)
+                  get_device, number, numbers_in, one_line, parse_number, problem_prompt, read_problems,
+                  read_run_file, run_script, same_answer, to_jsonl, to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
 
 
@@ -73,9 +73,10 @@ def socratic(problem, record):
 def second_look(problem, record):
     """`socratic`, and then the solver answers the last question alone, in as many steps as it takes.
 
-    Of the two dialogues counts the one that the solver finds likelier, unless it is doubtful. This is not in
-    the paper: it helps where the decomposer asks too much, with a solver that has learned to take several
-    steps at once (`merge_steps` in data.py). record["asked"] keeps the decomposer's questions.
+    Of the two dialogues counts the one that is not doubtful or, if both are not, leaves fewer numbers of the
+    problem unused or, if these are equally many, is likelier to the solver. This is not in the paper: it helps
+    where the decomposer asks too much or too little, with a solver that has learned to take several steps at
+    once (`merge_steps` in data.py). record["asked"] keeps the decomposer's questions.
     """
     yield from decompose(problem, record)
     record["asked"], looks = questions(record), []
@@ -86,8 +87,9 @@ def second_look(problem, record):
         except Unfinished as e:
             look |= {"answer": None, "unfinished": str(e)}
         fit = look["answer"] is not None and not is_doubtful(problem, look)
-        looks.append((fit, record["log_p"]["solver"] - before, look))
-    record |= max(looks, key=lambda each: each[:2])[2]
+        quality = fit, -unused_numbers(problem, look), record["log_p"]["solver"] - before
+        looks.append((quality, look))
+    record |= max(looks, key=lambda quality_and_look: quality_and_look[0])[1]
 
 
 def decompose(problem, record):
@@ -509,6 +511,13 @@ def is_doubtful(problem, record):
     results = [parse_number(result) for _, result in ANNOTATION.findall(solutions)]
     is_whole = not DECIMALS_OR_MONEY.search(problem["problem"])
     return any(result < 0 or is_whole and result.denominator > 1 for result in results if result is not None)
+
+
+def unused_numbers(problem, record):
+    """How many different numbers of a problem's text stand in no equation of a dialogue."""
+    solutions = " ".join(step.get("solution", "") for step in record["steps"])
+    used = {n for expression, _ in ANNOTATION.findall(solutions) for n in numbers_in(expression)}
+    return len({*numbers_in(problem["problem"])} - used)
 
 
 def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=None, **options):

@@ -145,10 +145,10 @@ def test_svamp_equations_become_steps(capsys):
             ("4", "E.", "How many?", "( 3.0 / 0.0 )", 5.0)]
     assert converted("svamp", "f", json.dumps([dict(zip(fields, row)) for row in rows])) == [
         {"id": "svamp-1", "problem": "A rope is 5 m. It is cut in 2. How long is a half?", "answer": "2.5",
-         "steps": [step("How long is a half?", "5 / 2 = <<5/2=2.5>>2.5")], "source": "svamp"},
+         "steps": [step("How long is a half?", "<<5/2=2.5>>2.5")], "source": "svamp"},
         {"id": "svamp-2", "problem": "Bo has 3. If he gets 4 twice, how many has he?", "answer": "11",
-         "steps": [step("What is 4 * 2?", "4 * 2 = <<4*2=8>>8"),
-                   step("How many has he?", "8 + 3 = <<8+3=11>>11")], "source": "svamp"}]
+         "steps": [step("What is 4 * 2?", "<<4*2=8>>8"),
+                   step("How many has he?", "<<8+3=11>>11")], "source": "svamp"}]
     out = capsys.readouterr().out
     assert "row 3 (3): its equation ( 3.0 - 8.0 ) is not its answer 5" in out
     assert "row 4 (4): its equation ( 3.0 / 0.0 ) does not compute" in out
@@ -158,12 +158,12 @@ def test_svamp_equations_become_steps(capsys):
     ('"Ann has number0 balloons . Sam \'s dog did n\'t eat number1 of Ann \u2019 s . How many has she ?",'
      "9.0 2.0,- number0 number1,7.0",
      "Ann has 9 balloons. Sam's dog didn't eat 2 of Ann's. How many has she?", "7",
-     [step("How many has she?", "9 - 2 = <<9-2=7>>7")]),
+     [step("How many has she?", "<<9-2=7>>7")]),
     ('"Mrs. Hilt pays $ number0 , number1 % of number2 . If she walks to Mrs. Mill , what is left ?",'
      "1.5 5.0 80.0,- * number1 + number2 1.0 number0,403.5",
      "Mrs. Hilt pays $1.5, 5% of 80. If she walks to Mrs. Mill, what is left?", "403.5",
-     [step("What is 80 + 1?", "80 + 1 = <<80+1=81>>81"), step("What is 5 * 81?", "5 * 81 = <<5*81=405>>405"),
-      step("If she walks to Mrs. Mill, what is left?", "405 - 1.5 = <<405-1.5=403.5>>403.5")]),
+     [step("What is 80 + 1?", "<<80+1=81>>81"), step("What is 5 * 81?", "<<5*81=405>>405"),
+      step("If she walks to Mrs. Mill, what is left?", "<<405-1.5=403.5>>403.5")]),
     ('"Tom won number0 , playing \' whack a mole \' ( twice ) . What is one half - dollar of the girls \' ?",'
      "6.0,number0,6",
      "Tom won 6, playing 'whack a mole' (twice). What is one half-dollar of the girls'?", "6",

@@ -272,8 +272,9 @@ def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
 
 @pytest.mark.parametrize("whole, alone, chosen", [  # answer and log probability of both looks
     (("5", -1.0), ("7", -2.0), "5"), (("5", -2.0), ("7", -1.0), "7"), (("5", -2.0), ("-7", -1.0), "5"),
-    (("", -1.0), ("7", -2.0), "7"), (("5", -2.0), ("", -1.0), "5")])
-def test_of_two_looks_counts_the_likelier_one_that_is_not_doubtful(whole, alone, chosen):
+    (("", -1.0), ("7", -2.0), "7"), (("5", -2.0), ("", -1.0), "5"), (("3", -2.0), ("7", -1.0), "3")])
+def test_of_two_looks_counts_the_one_that_is_not_doubtful_uses_most_numbers_and_is_likelier(whole, alone,
+                                                                                             chosen):
     record = {"steps": [], "answer": None, "unfinished": None, "log_p": {"solver": 0.0, "decomposer": 0.0}}
     requests = infer.second_look(ANN, record)
     written = [("Q1?", 0), ("Q2?", 0), ("", 0), ("s1", 0), (f"<<1*{whole[0]}={whole[0]}>>", 0), whole,
