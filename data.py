@@ -270,7 +270,8 @@ def merge_steps(problems, share, seed):
         How many does Sara have?      <<3*12=36>>36     ->    How many does she have left?
         How many does she have left?  <<36-10=26>>26          <<3*12=36>>36 <<36-10=26>>26
 
-    A decomposer asks too little at times. A solver that has seen such problems then takes the steps between.
+    A decomposer asks too little at times. A solver that has seen such problems then takes the steps between,
+    and at a second look (infer.py) all steps for the last question alone.
     """
     rng, merged = random.Random(seed), []
     for problem in problems:

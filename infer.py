@@ -71,12 +71,12 @@ def socratic(problem, record):
 
 
 def second_look(problem, record):
-    """`socratic`, and then the solver answers the last question alone, in as many steps as it takes.
+    """`socratic`, and a second look: the solver answers the last question alone, in as many steps as needed.
 
-    Of the two dialogues counts the one that is not doubtful or, if both are not, leaves fewer numbers of the
-    problem unused or, if these are equally many, is likelier to the solver. This is not in the paper: it helps
-    where the decomposer asks too much or too little, with a solver that has learned to take several steps at
-    once (`merge_steps` in data.py). record["asked"] keeps the decomposer's questions.
+    Of its two dialogues counts the one that is not doubtful; else the one that leaves fewer numbers of the
+    problem unused; else the likelier one. This is not in the paper. It helps where the decomposer asks too
+    much or too little, with a solver that has learned to take several steps for one question (`merge_steps`
+    in data.py). record["asked"] keeps the decomposer's questions.
     """
     yield from decompose(problem, record)
     record["asked"], looks = questions(record), []

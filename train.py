@@ -92,7 +92,7 @@ def build_parser():
     add("--copy-examples", type=number(0, 0.99), metavar="SHARE",
         help="synthetic copy examples for each problem (0.08; to fine-tune 0)")
     add("--merged-steps", type=number(0, 1), metavar="SHARE",
-        help="of a solver's problems, in which it takes steps that nobody asks for (0.3; to fine-tune 0)")
+        help="of a solver's problems, in which it takes steps that nobody asks for (0.6; to fine-tune 0)")
     add("--no-calculator", action="store_true",
         help="let the student learn to calculate, for infer.py --no-calculator")
     add("--seed", type=whole_number(0), default=0, help="(%(default)s)")

@@ -273,8 +273,7 @@ def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
 @pytest.mark.parametrize("whole, alone, chosen", [  # answer and log probability of both looks
     (("5", -1.0), ("7", -2.0), "5"), (("5", -2.0), ("7", -1.0), "7"), (("5", -2.0), ("-7", -1.0), "5"),
     (("", -1.0), ("7", -2.0), "7"), (("5", -2.0), ("", -1.0), "5"), (("3", -2.0), ("7", -1.0), "3")])
-def test_of_two_looks_counts_the_one_that_is_not_doubtful_uses_most_numbers_and_is_likelier(whole, alone,
-                                                                                             chosen):
+def test_the_better_of_two_looks_counts(whole, alone, chosen):
     record = {"steps": [], "answer": None, "unfinished": None, "log_p": {"solver": 0.0, "decomposer": 0.0}}
     requests = infer.second_look(ANN, record)
     written = [("Q1?", 0), ("Q2?", 0), ("", 0), ("s1", 0), (f"<<1*{whole[0]}={whole[0]}>>", 0), whole,
@@ -599,6 +598,15 @@ def test_a_student_that_did_not_learn_to_calculate_has_the_calculator(run, monke
     assert run("--problem", "Ann has 3.") == TRANSCRIPT
 
 
+def test_a_solver_of_merged_steps_takes_a_second_look(run, monkeypatch):
+    alone = " Ann has 3.\n How many with 5?\n <<4+8=12>> 12.\n#### 12"
+    open_students(monkeypatch, lambda rows: scripted(rows) | {
+        "solver": Script(WRONG, RIGHT, alone, rows=rows, merged_steps=0.5)})
+    shown = run("--problem", "Ann has 3.")  # the first look uses the problem's number
+    assert shown == [*TRANSCRIPT[:-1], "Second look: <<4+8=12>> 12.", "Answer: 12"]
+    assert run("--problem", "Ann has 3.", "--no-second-look") == TRANSCRIPT
+
+
 @pytest.mark.parametrize("where", ["builtins.input", "infer.choose"])
 def test_ctrl_c_leaves_the_prompt_quietly(run, monkeypatch, where):
     def interrupted(*_):
@@ -633,6 +641,7 @@ def test_prompt_in_a_terminal(folder):
     ("--solver s", 1, "s: no student here yet; make one with: python train.py --role solver --out s\n"),
     ("--procedure cot --solver x", 2, "--procedure cot has no use for --solver\n"),
     ("--procedure given --problem x", 2, "--procedure given needs sub-questions: from --eval "),
+    ("--procedure cot --no-second-look", 2, "--procedure cot has no second look"),
     ("--procedure given --eval bare.jsonl", 1, "bare.jsonl:1: field 'steps' must be a list with "),
     ("--eval none.jsonl", 1, "none.jsonl: No such file or directory\n"),
     ("--eval bad.jsonl", 1, "bad.jsonl:2: field 'problem' is missing\n"),
