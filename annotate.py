@@ -638,6 +638,11 @@ def other_quantity(story, quantity, only=None):
     return replace(quantity, value=None, others=others, extra=extra, **{way: new}), way
 
 
+def with_value(story, quantity):
+    """A quantity with a value that is drawn."""
+    return replace(quantity, value=story.price() if quantity.form == "price" else story.amount())
+
+
 def reference(story, quantity, way):
     """The fields of what something is compared with: {ref} is Tom, "on Monday" or "red apples"."""
     ref = {"S": quantity.S, "tail": quantity.tail, "T": str(quantity.T)}[way]
@@ -670,7 +675,7 @@ def put_together(story, kind, quantity, compared):
     """
     if kind.say:
         other, way = other_quantity(story, quantity)
-        other = replace(other, value=story.price() if other.form == "price" else story.amount())
+        other = with_value(story, other)
         story.tell_quantity(other)
         two = quantity, other
     else:
@@ -712,25 +717,22 @@ def ask_about_two(story, kind, quantity):
     They are three in a row, pages on Monday, Tuesday and Friday; or two by two, Tom's and Ann's apples and
     pears.
     """
-    def with_value(one):
-        return replace(one, value=story.price() if one.form == "price" else story.amount())
-
     is_new = not story.steps  # else the steps before have found it: it is one of the two
     there = " there" if quantity.form == "there" else ""
     other, way = other_quantity(story, quantity)
-    row = [quantity, with_value(other)]
+    row = [quantity, with_value(story, other)]
     story.ordered = True
     if is_new and way != "T" and quantity.T.sort and quantity.form != "price" and story.chance(0.5):
         second = other_quantity(story, replace(quantity, others={}), only="T")[0].T
         del story.facts[-1]  # it is told again, with the second thing
-        table = [[one, with_value(replace(one, T=second))] for one in row]
+        table = [[one, with_value(story, replace(one, T=second))] for one in row]
         for row in table:
             tell_row(story, row, "2 T" + there)
         two = story.pick(list(zip(*table)))
         if story.chance(0.5):
             two, way = story.pick(table), "T"
     else:
-        row.append(with_value(other_quantity(story, row[-1], only=way)[0]))
+        row.append(with_value(story, other_quantity(story, row[-1], only=way)[0]))
         require({*story.ways} == {way})  # no other day or thing is left out
         told_by = f"3 {way}{there}"
         if is_new and told_by in TELL and story.chance(0.6):
@@ -752,8 +754,8 @@ def ask_about_two(story, kind, quantity):
 def tell_row(story, row, kind):
     """Tell two or three quantities in one sentence, of the wordings that TELL has for this kind of row."""
     fields = Fields(story, row[0])
-    for k, one in enumerate(row[1:], 2):
-        fields |= {" abc"[k]: one.value, f"T{k}": one.T, f"tail{k}": one.tail}
+    for k, letter, one in zip((2, 3), "bc", row[1:]):
+        fields |= {letter: one.value, f"T{k}": one.T, f"tail{k}": one.tail}
     story.tell(kind, TELL[kind], fields)
 
 
@@ -1352,9 +1354,13 @@ class Kind(NamedTuple):
 
 
 def kind(name, takes, gives, weight, steps, say):
-    """A Kind from texts; takes: "form form"; steps: "equation: question; equation: question"."""
-    steps = [step.split(": ") for step in steps.split("; ")]
-    return Kind(name, takes.split(), gives, weight, steps, read_wordings(say))
+    """A Kind from texts; takes: "form form"; steps: as `read_steps` reads them."""
+    return Kind(name, takes.split(), gives, weight, read_steps(steps), read_wordings(say))
+
+
+def read_steps(text):
+    """The steps of a Kind, from "equation: question; equation: question"."""
+    return [step.split(": ") for step in text.split("; ")]
 
 
 # The numbers of an equation but a and x are drawn, as DRAW says: b and c any, l less than a, v less than x,
@@ -1754,7 +1760,7 @@ def other_question(name, weight, steps):
     """
     same = next(kind for kind in KINDS if kind.name == name)
     say = [wording for wording in same.say if "in all" not in steps or "give]" not in wording]
-    steps = [step.split(": ") for step in steps.split("; ")]
+    steps = read_steps(steps)
     return same._replace(name=f"{name} ({steps[-1][1]})", gives="end", weight=weight, steps=steps, say=say)
 
 

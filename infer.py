@@ -81,13 +81,14 @@ def second_look(problem, record):
     yield from decompose(problem, record)
     record["asked"], looks = questions(record), []
     for asked in (record["asked"], record["asked"][-1:])[:len(record["asked"])]:
-        look, before = {"steps": [{"question": text} for text in asked]}, record["log_p"]["solver"]
+        look = {"steps": [{"question": text} for text in asked]}
+        record["log_p"] = 0.0  # `solve` adds the log probability of each token
         try:
             yield from answer_questions(look)
         except Unfinished as e:
             look |= {"answer": None, "unfinished": str(e)}
         fit = look["answer"] is not None and not is_doubtful(problem, look)
-        quality = fit, -unused_numbers(problem, look), record["log_p"]["solver"] - before
+        quality = fit, -unused_numbers(problem, look), record.pop("log_p")
         looks.append((quality, look))
     record |= max(looks, key=lambda quality_and_look: quality_and_look[0])[1]
 
@@ -311,8 +312,7 @@ class Dialogue:
     def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
         """rows: {role: Row}; index, calculator and watch: as in `solve`."""
         self.index, self.rows, self.calculator, self.watch = index, rows, calculator, watch
-        self.record = {"steps": [], "answer": None, "unfinished": None, "log_p": dict.fromkeys(rows, 0.0)}
-        self.rng = random.Random(seed)
+        self.record, self.rng = {"steps": [], "answer": None, "unfinished": None}, random.Random(seed)
         for row in rows.values():
             row.begin(problem)
         self.procedure = procedure(problem, self.record)
@@ -323,10 +323,10 @@ class Dialogue:
         self.request = None
         try:
             self.request = self.procedure.send(line)
-        except (StopIteration, Unfinished) as e:
-            if isinstance(e, Unfinished):
-                self.record["unfinished"] = str(e)
-            del self.record["log_p"]
+        except StopIteration:
+            return
+        except Unfinished as e:
+            self.record["unfinished"] = str(e)
             return
         self.row, self.text, self.tokens = self.rows[self.request.role], b"", []
         if self.request.anew:
@@ -336,10 +336,9 @@ class Dialogue:
         if stop := self.limit():
             self.end_line(stop)
 
-    def take(self, token, log_p):
-        """Take the next token of the line, and its log probability."""
+    def take(self, token):
+        """Take the next token of the line."""
         student = self.row.student
-        self.record["log_p"][self.request.role] += log_p
         if token == student.tokenizer.end:
             return self.end_line("end")
         self.tokens.append(token)
@@ -443,9 +442,12 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
         group = next_group(dialogues.values(), forward)
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
-        log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
-        for dialogue, *token in zip(group, tokens.tolist(), log_p.tolist()):
-            dialogue.take(*token)
+        if any("log_p" in dialogue.record for dialogue in group):
+            log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
+            for dialogue, more in zip(group, log_p.tolist()):
+                dialogue.record["log_p"] += more
+        for dialogue, token in zip(group, tokens.tolist()):
+            dialogue.take(token)
             dialogue.since = forward
             if not dialogue.request:
                 free.append(dialogue.row.number)
@@ -503,20 +505,23 @@ DECIMALS_OR_MONEY = re.compile(r"\d[./]\d|[$€£]|dollar|cent|money|price|cost|
 RETRY_TEMPERATURE = 0.7
 
 
+def calculations(record):
+    """The calculator annotations in a dialogue's solutions: a list of (expression, result), two str."""
+    return ANNOTATION.findall(" ".join(step.get("solution", "") for step in record["steps"]))
+
+
 def is_doubtful(problem, record):
     """Whether a calculator's result in a dialogue is probably wrong: below 0, or no whole number in a problem
     without decimals and money.
     """
-    solutions = " ".join(step.get("solution", "") for step in record["steps"])
-    results = [parse_number(result) for _, result in ANNOTATION.findall(solutions)]
+    results = [parse_number(result) for _, result in calculations(record)]
     is_whole = not DECIMALS_OR_MONEY.search(problem["problem"])
     return any(result < 0 or is_whole and result.denominator > 1 for result in results if result is not None)
 
 
 def unused_numbers(problem, record):
     """How many different numbers of a problem's text stand in no equation of a dialogue."""
-    solutions = " ".join(step.get("solution", "") for step in record["steps"])
-    used = {n for expression, _ in ANNOTATION.findall(solutions) for n in numbers_in(expression)}
+    used = {n for expression, _ in calculations(record) for n in numbers_in(expression)}
     return len({*numbers_in(problem["problem"])} - used)
 
 

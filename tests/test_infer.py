@@ -76,17 +76,17 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
 
     Returns the record and how many tokens the students wrote.
     """
-    record = {"steps": [], "answer": None, "unfinished": None, "log_p": dict.fromkeys(students, 0.0)}
+    record, sequences, written, reply = {"steps": [], "answer": None, "unfinished": None}, {}, 0, None
     record |= {"sample": sample} if sampling else {}
-    sequences, written, reply = {}, 0, None
     requests = procedure(problem, record)
     rng = random.Random(f"{sampling and sampling.seed} {sample} {problem['problem']}")
     while True:
         try:
             role, _, append, anew = requests.send(reply)
-        except (StopIteration, Unfinished) as e:
-            record.pop("log_p")
-            return record | ({"unfinished": str(e)} if isinstance(e, Unfinished) else {}), written
+        except StopIteration:
+            return record, written
+        except Unfinished as e:
+            return record | {"unfinished": str(e)}, written
         model, tokenizer = students[role].model, students[role].tokenizer
         block_size, text, line, stop = model.config.block_size, b"", [], None
         prompt = tokenizer.encode(to_line(problem["problem"]))
@@ -102,7 +102,8 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
                 with torch.no_grad():
                     logits = model(torch.tensor([ids]))[0, -1]
                 token = sampled(logits, sampling, rng.random()) if sampling else int(logits.argmax())
-                record["log_p"][role] += logits.log_softmax(-1)[token].item()
+                if "log_p" in record:
+                    record["log_p"] += logits.log_softmax(-1)[token].item()
                 written += 1
                 if token == tokenizer.end:
                     stop = "end"
@@ -274,7 +275,7 @@ def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
     (("5", -1.0), ("7", -2.0), "5"), (("5", -2.0), ("7", -1.0), "7"), (("5", -2.0), ("-7", -1.0), "5"),
     (("", -1.0), ("7", -2.0), "7"), (("5", -2.0), ("", -1.0), "5"), (("3", -2.0), ("7", -1.0), "3")])
 def test_the_better_of_two_looks_counts(whole, alone, chosen):
-    record = {"steps": [], "answer": None, "unfinished": None, "log_p": {"solver": 0.0, "decomposer": 0.0}}
+    record = {"steps": [], "answer": None, "unfinished": None}
     requests = infer.second_look(ANN, record)
     written = [("Q1?", 0), ("Q2?", 0), ("", 0), ("s1", 0), (f"<<1*{whole[0]}={whole[0]}>>", 0), whole,
                (f"<<1*{alone[0]}={alone[0]}>>", 0), alone]
@@ -282,7 +283,8 @@ def test_the_better_of_two_looks_counts(whole, alone, chosen):
     with pytest.raises(StopIteration):
         for text, log_p in written:
             appended.append((request.anew, *request.append))
-            record["log_p"][request.role] += log_p
+            if request.role == "solver":
+                record["log_p"] += log_p
             request = requests.send((text, "end" if request.kind == "answer" or not text else "newline"))
     assert appended[3:] == [(True, " Q1?\n"), (False, " Q2?\n"), (False, "####"),
                             (True, " Q2?\n"), (False, "####")]
@@ -291,7 +293,7 @@ def test_the_better_of_two_looks_counts(whole, alone, chosen):
 
 
 def test_there_is_no_second_look_at_one_question():
-    record = {"steps": [], "answer": None, "log_p": {"solver": 0.0, "decomposer": 0.0}}
+    record = {"steps": [], "answer": None}
     requests = infer.second_look(ANN, record)
     next(requests)
     for line in ("Q?", "newline"), ("", "end"), ("s", "newline"):
