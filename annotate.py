@@ -41,10 +41,9 @@ import urllib3
 from tqdm import tqdm
 
 from data import (
-    ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, annotate_equations, atomic_write, calculate,
-    check_problem, encode_problems, fits, get_device, invalid_annotations, matches_answer, number, one_line,
-    parse_number, read_problems, read_rows, read_run_file, run_script, same_answer, states_answer, to_jsonl,
-    train_tokenizer, whole_number, write_problems)
+    ANNOTATION, MARK, Parser, UserError, annotate_equations, atomic_write, calculate, check_problem,
+    get_device, invalid_annotations, matches_answer, number, one_line, parse_number, read_problems, read_rows,
+    read_run_file, run_script, same_answer, states_answer, to_jsonl, whole_number, write_problems)
 from infer import Sampling, load_student, socratic, solve
 
 SPLITS = "train", "valid", "test"
@@ -64,8 +63,9 @@ SPLITS = "train", "valid", "test"
 #     problem      Tom has 5 apples. He buys another 3 apples at the market. How many apples does he have now?
 #
 # In an equation, a is the value of the quantity that a kind goes on from, x what the step before has found;
-# DRAW says how other letters are drawn. First comes the code (story, fields, how it begins and goes on,
-# sentences, problem), then the language (wordings, forms of words, words).
+# DRAW says how other letters are drawn. What stands in {} and [] is explained above TELL. First comes the
+# code (story, fields, how it begins and goes on, sentences, problem), then the language (wordings, forms of
+# words, words).
 
 
 # ---- the template teacher: a story and its world -----------------------------------------------------------
@@ -115,7 +115,7 @@ class Entity:
 @dataclass(frozen=True)
 class Quantity:
     """What a story is about at some point: of whom, what, when or where, and how much."""
-    form: str               # which KINDS take it: "own", "act", "there", "money", ... (see OPENINGS)
+    form: str               # which KINDS take it: "own", "act", "there", ... (see OPENINGS and GIVES)
     S: Entity = None        # whose it is, or who does it; None: things that are there
     V: str = "have"         # the verb
     T: Thing = None         # what is counted
@@ -135,10 +135,9 @@ class Fact(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is found: the equation "5+3", its value, the sub-question, and how else it may be asked."""
+    """What is found: the equation "5+3", its value, wordings that ask for it, and what fills them."""
     equation: str
     value: Fraction
-    question: str
     wordings: list
     fields: dict
 
@@ -157,6 +156,7 @@ class Story:
         self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
         self.facts, self.steps, self.people = [], [], []
         self.mixed = False    # whether it tells of several things
+        self.changed = False  # whether something has been gained or lost
         self.ordered = False  # whether its facts must stay in their order
         self.ways = []        # "S", "tail" or "T": how the quantities differ that it has compared
         self.compared = None  # with what the last step compared, and in which way they differ
@@ -267,7 +267,7 @@ class Story:
         if self.allowed != "all":
             wordings = wordings[1:2] if self.allowed == "test" else wordings[:1] + wordings[2:]
         for wording in self.in_random_order(wordings):
-            if available(wording, fields):
+            if can_fill(wording, fields):
                 place = len(self.facts) if place is None else place
                 return self.facts.insert(place, Fact(kind, wording, fields))
         raise DeadEnd
@@ -283,23 +283,30 @@ class Story:
         self.tell(form, TELL[form], Fields(self, quantity))
 
     def find(self, equation, asks, fields):
-        """The next step: its value becomes the field x. Its sub-question names what is counted only where the
-        story tells of several things: "How many does Tom have now?"
-
-        Raises DeadEnd where the value is no number for a child, or where the same has been asked before.
+        """The next step: its value becomes the field x. Raises DeadEnd where the value is no number for a
+        child, or where the same has been asked before.
         """
         left, sign, right = equation.split(" ")
         operands = [Fraction(fields[one] if one.isalpha() else one) for one in (left, right)]
         fields["x"] = value = COMPUTE[sign](*operands)
         require(1 <= value <= 1_000_000 and (100 * value if fields["T"].money else value).denominator == 1)
         wordings = questions_for(asks, fields.quantity)
-        clear = not self.mixed and not fields["T"].money
-        wording = re.sub(r"How many \{T\} (?!and)", "How many ", wordings[0]) if clear else wordings[0]
-        require(available(wording, fields))
-        question = self.ask(wording, fields, SPEAKER)
-        require(question not in [step.question for step in self.steps])
-        self.steps.append(Step(sign.join(map(SPEAKER.number, operands)), value, question, wordings, fields))
+        step = Step(sign.join(map(SPEAKER.number, operands)), value, wordings, fields)
+        question = self.sub_question(step)
+        require(question not in map(self.sub_question, self.steps))
+        self.steps.append(step)
+        self.compared = None
         return value
+
+    def sub_question(self, step):
+        """How a step is asked for: "How many does Tom have now?" What is counted is named only where a story
+        tells of several things.
+        """
+        clear = not self.mixed and not step.fields["T"].money
+        wording = step.wordings[0]
+        wording = re.sub(r"How many \{T\} (?!and)", "How many ", wording) if clear else wording
+        require(can_fill(wording, step.fields))
+        return self.ask(wording, step.fields, SPEAKER)
 
     def ask(self, wording, fields, speaker, tense=None):
         """A question. tense: "will" or "would", where the sentence before it is a condition."""
@@ -347,13 +354,13 @@ DRAW = {  # drawn where a wording or an equation has them
     "l": lambda story, f: story.less_than(f["a"]),
     "g": lambda story, f: f["a"] + story.amount(),
     "d": lambda story, f: story.divisor(f["a"], range(2, 26)),
-    "j": lambda story, f: story.divisor(f["a"], range(3, 11)),
-    "q": lambda story, f: story.divisor(f["a"], NTH),
+    "j": lambda story, f: story.divisor(f["a"], range(2, 11)),
+    "q": lambda story, f: story.divisor(f["a"], (3, 4, 5, 6, 10)),
     "z": lambda story, f: story.divisor(f["x"], range(2, 51)),
     "h": lambda story, f: 2,
-    "k": lambda story, f: story.pick((3, 4, 5, 6, 7, 8, 10)),
+    "k": lambda story, f: story.pick((2, 2, 2, *range(3, 11))),
     "n": lambda story, f: story.few(),
-    "w": lambda story, f: story.few(2, 8),
+    "w": lambda story, f: story.pick([n for n in range(2, 9) if n != f.get("n")]),
     "v": lambda story, f: story.less_than(f["x"] if "x" in f else f["a"] - f["l"]),
     "o": lambda story, f: story.rng.randint(1, f["b"] - 1),
     "y": lambda story, f: story.rng.randint(2, 20),
@@ -397,6 +404,7 @@ DRAW = {  # drawn where a wording or an equation has them
     "hours": lambda story, f: f"{f['w']} hours" if f["unit"] == "hour" else None,
     "at": lambda story, f: "in",
     "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
+    "store": lambda story, f: story.pick(STORES) if story.chance(0.7) else "",
     "here": lambda story, f: story.pick(HERE),
     "later": lambda story, f: story.pick(LATER),
     "job": lambda story, f: story.pick(JOBS),
@@ -568,6 +576,7 @@ GIVES = {  # the quantity that a kind gives, of the one that it has taken and it
     "own": lambda old, f: replace(old, form="own", V="have", tail=""),
     "act": lambda old, f: replace(old, form="act", tail="", others={}),
     "there": lambda old, f: replace(old, form="there", others={}),
+    "grouped": lambda old, f: replace(old, form="there", also=("grouped",)),
     "money": lambda old, f: Quantity("money", old.S, "have", DOLLARS),
     "spent": lambda old, f: Quantity("spent", old.S, "spend", DOLLARS),
     "content": lambda old, f: Quantity("own", old.S, "have", f["content"]),
@@ -583,18 +592,17 @@ def go_on(story, quantity):
         quantity = replace(quantity, value=story.first_value(quantity.form))
         if not kind.takes[0].endswith("?"):
             story.tell_quantity(quantity)
-    compared, story.compared = story.compared, None
-    if kind.gives == "other":
-        return relate(story, kind, quantity)
-    if kind.gives == "part":
-        return other_part(story, kind, quantity)
-    if kind.gives in ("joint", "difference"):
-        return put_together(story, kind, quantity, compared)
-    if kind.gives == "two":
-        return ask_about_two(story, kind, quantity)
+    go = {"other": relate, "part": other_part, "joint": put_together, "difference": put_together,
+          "two": ask_about_two}.get(kind.gives, happen)
+    return go(story, kind, quantity)
+
+
+def happen(story, kind, quantity):
+    """Tell what a kind tells, and find what it asks for."""
     fields = Fields(story, quantity)
     for equation, asks in kind.steps:  # this draws the numbers that are told
         value = story.find(equation, asks, fields)
+        story.changed |= asks in ("now", "left")
     if kind.say:
         story.tell(kind.name, kind.say, fields)
     return replace(GIVES[kind.gives](quantity, fields), value=value)
@@ -609,6 +617,8 @@ def draw_kind(story, quantity):
         left_then = left - len(kind.steps)
         if story.steps and not any("a" in equation for equation, _ in kind.steps):
             continue  # nobody would need what the steps before have found
+        if kind.steps[0][1] in ("got", "lost", "came", "went") and kind.gives == "end" and story.changed:
+            continue  # "6 come. Later some more come. How many come?"
         if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
             fit.append(kind)
             rare = story.level < 3 and kind.backwards
@@ -669,7 +679,7 @@ def relate(story, kind, quantity):
     return replace(other, value=value)
 
 
-def put_together(story, kind, quantity, compared):
+def put_together(story, kind, quantity):
     """How many do Tom and Ann have together? How many more has Ann than Tom? Ann's are told, or were compared
     with Tom's.
     """
@@ -679,8 +689,8 @@ def put_together(story, kind, quantity, compared):
         story.tell_quantity(other)
         two = quantity, other
     else:
-        require(compared)
-        other, way = compared
+        require(story.compared)
+        other, way = story.compared
         two = other, quantity
     (equation, asks), = kind.steps
     if kind.gives == "joint":
@@ -846,7 +856,10 @@ class Narrator(Speaker):
 
     def end(self, subject):
         """A sentence has ended; what it was about is the next one's pronoun."""
-        self.subject = subject if subject in self.here else self.subject
+        if subject in self.here:
+            self.subject = subject
+        elif self.subject and self.subject.sex == "it":
+            self.subject = None  # "It" would be what this sentence is about
         self.before, self.here = self.here, set()
 
     def number(self, value):
@@ -876,7 +889,7 @@ class Narrator(Speaker):
 
 SPEAKER = Speaker()
 # a number, what it is said with, the name of a field, its case: {b more T}, {q nth}, {tail}, {S:him}
-PLACEHOLDER = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth) ?)?)?(\w*)(?::([\w']+))?\}")
+PLACEHOLDER = re.compile(r"\{(?:(\w) (?:(more|fewer|added|of|nth|times|share) ?)?)?(\w*)(?::([\w']+))?\}")
 VERB = re.compile(r"\[([!+-]*)([^\]]+)\]")
 
 
@@ -893,6 +906,10 @@ def fill(wording, fields, tense, now, speaker):
         letter, more, name, case = match.groups()
         if more == "nth":
             return NTH[fields[letter]]
+        if more == "share":
+            return "half" if fields[letter] == 2 else article(NTH[fields[letter]])
+        if more == "times":
+            return "twice" if fields[letter] == 2 else f"{speaker.number(fields[letter])} times"
         if letter:
             return speaker.count(fields[letter], fields[name], more or "")
         if name in ("him", "his"):
@@ -914,9 +931,9 @@ def fill(wording, fields, tense, now, speaker):
     return tidy(VERB.sub(form_of, wording))
 
 
-def available(wording, fields):
-    """Whether there is something for each field of a wording; {tail} may be empty, but not {Tail}, nor where
-    things only "are {tail}". Fields that nothing has used so far are drawn here.
+def can_fill(wording, fields):
+    """Whether there is something for each field of a wording: those that nothing has used so far are drawn.
+    {tail} may be empty, but not {Tail}, nor where things only "are {tail}".
     """
     names = [match[3] for match in PLACEHOLDER.finditer(wording)]  # a list: in their order fields are drawn
     names += [verb for _, verb in VERB.findall(wording) if verb.isupper()]
@@ -972,12 +989,14 @@ def tell_aside(story, kind, place):
     story.mixed |= kind == "unneeded"
     who = quantity.S if quantity.S in story.people else None
     story.tell(kind, TELL[kind], Fields(story, quantity, S=who), place)
+    asides = [fact.wording for fact in story.facts if fact.kind == kind]
+    require(len({*asides}) == len(asides))
 
 
 def write_question(story, narrator, tense):
     """The problem's last sentence, which asks for what the last step finds."""
     wordings, fields = story.steps[-1].wordings, story.steps[-1].fields
-    wording = next(one for one in story.in_random_order(wordings) if available(one, fields))
+    wording = next(one for one in story.in_random_order(wordings) if can_fill(one, fields))
     return story.ask(wording, fields, narrator, tense)
 
 
@@ -993,7 +1012,8 @@ def write_text(story):
     for k, fact in enumerate(story.facts):
         wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ASIDES
         if all(earlier.kind in ASIDES for earlier in story.facts[:k]):
-            wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording).replace("{S} also", "{S}")
+            wording = re.sub("^(" + "|".join(STARTS) + ")", "", wording)
+            wording = re.sub(r"^\{S\} also", "{S}", wording).replace(" too.", ".")
         opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
         fit = goes_on and opening and subject is narrator.subject and fact.kind not in (*ASIDES, "had money")
         joined = fit and rng.random() < 0.35
@@ -1009,7 +1029,8 @@ def write_text(story):
     last = sentences[-1]
     simple = last.count(".") == 1 and "," not in last and len(last) < 90 and not last.startswith(STARTS)
     if simple and not aside and rng.random() < 0.3:  # "If Tom buys 3 more, how many will he have?"
-        would = {"present": "will", "past": "would"}[story.tense] if rng.random() < 0.6 else None
+        is_event = fact.kind not in TIMELESS and rng.random() < 0.6
+        would = {"present": "will", "past": "would"}[story.tense] if is_event else None
         question = write_question(story, narrator, would)
         if re.match(r"(How|What|With|For|By) .*\?", question):
             sentences[-1] = f"If {decapital(last[:-1], story)},"
@@ -1022,7 +1043,7 @@ def write_text(story):
 def write_solution(step):
     """The solution of a step: an annotation and what it finds, "<<5+3=8>>8".
 
-    It has no more words because students learn from its tokens, and have minutes (tests/RESULTS.md).
+    It has no more words: students train for minutes, so every token counts (tests/RESULTS.md).
     """
     return f"<<{step.equation}={result_of(step)}>>{result_of(step)}"
 
@@ -1039,7 +1060,7 @@ def write_problem(story):
     reliably than it asks one.
     """
     text, question = write_text(story)
-    steps = [{"question": step.question, "solution": write_solution(step)} for step in story.steps]
+    steps = [{"question": story.sub_question(step), "solution": write_solution(step)} for step in story.steps]
     if question not in [step["question"] for step in steps]:
         steps[-1]["question"] = question
     return {"problem": text, "steps": steps, "answer": result_of(story.steps[-1]),
@@ -1129,7 +1150,7 @@ def tidy(text):
 # {b added T} like {b more T} or "another 5", {b of T} "5 of them", {b} the number alone, {q nth} "third".
 # [have] is a verb in the story's tense: of {S}; [-have] of one, [+have] of many; [!have] in the tense of now.
 # [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see DRAW.
-TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told, by its form; and asides
+TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told, by its form; asides; tell_row
     "own": """{S} ([have]|[own]) {a T}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
         {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
         a collection of) {a T}.""",
@@ -1221,9 +1242,9 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {S} {LOSE}? | Find how many {T} {S} [LOSE].""",
     "came": "How many {T} [+COME]? | What number of {T} [+COME]? | How many more {T} [+COME]?",
     "went": "How many {T} [+GO]? | What number of {T} [+GO]? | How many of the {T} [+GO]?",
-    "at first": """How many {T} [DO] {S} have (at first|in the beginning|before|to begin with|before that)? |
+    "at first": """How many {T} [DO] {S} have (at first|in the beginning|to begin with)? |
         With how many {T} [DO] {S} start?""",
-    "at first money": "How much money [DO] {S} have (at first|in the beginning|before|to begin with)?",
+    "at first money": "How much money [DO] {S} have (at first|in the beginning|to begin with)?",
     "at first there": """How many {T} [+be] (there at first {tail}|{tail} at first|there {tail} before|{tail}
         in the beginning)?""",
     "before the last": "How many {T} [DO] {S} have then? | How many {T} [DO] {S} have in between?",
@@ -1288,7 +1309,7 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "lasts": """How many {units} [+DO] the {T} last? | For how many {units} [+DO] the {T} last? | How long
         [+DO] the {T} last? | After how many {units} [+be] the {T} used up?""",
     "need": """How many more {T} [DO] {S} need? | How many {T} [DO] {S} still need? | How many more {T} [DO]
-        {S} need (to {V}|for that)? | How many more {T} [DO] {S} have to {V}?""",
+        {S} need for that? | How many {T} [DO] {S} still have to get?""",
     "need money": """How much more money [DO] {S} need? | How much more [DO] {S} have to save? | How many more
         dollars [DO] {S} need? | How much money [DO] {S} still need?""", "need act": """How many more {T} [DO]
         {S} have to {V}? | How many {T} [DO] {S} still have to {V}? | How many more {T} [DO] {S} need to
@@ -1301,8 +1322,6 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         dollars [DO] {S} spend? | What [DO] {S} pay? | How much (money|) [DO] {S} spend (in all|)?""",
     "spend in all": """How much (money|) [DO] {S} spend in all? | How much [DO] {S} pay (in all|altogether)? |
         What [DO] {S} pay in all? | How much [DO] {S} spend (in total|altogether)?""",
-    "sale": """How much [!-DO] {S} cost now? | What [!-be] the price of {S:him} now? | How much [!-DO] {S}
-        cost in the sale?""",
     "one costs": """How much [-DO] one {thing} cost? | What [-be] the price of one {thing}? | How much [-DO]
         each {thing} cost? | How much [DO] {S} pay for one {thing}?""",
     "change": """How much change [DO] {S} get (back|)? | How much (money|) [DO] {S} get back? | What [-be]
@@ -1315,14 +1334,15 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {units} [-DO] it take {S:him}? | In how many {units} [DO] {S} do that?""",
     "rate": """How many {T} [DO] {S} {V} each {unit}? | How many {T} [DO] {S} {V} (per {unit}|in one
         {unit}|every {unit})?""",
+    "get in time": "How much money [DO] {S} get in {n units}?",
+    "in all groups": """How many {T} [+be] there altogether? | How many {T} [+be] there (in total|in all|)? |
+        What [-be] the total number of {T}? | Altogether, how many {T} [+be] there?""",
     "in groups": """How many {T} [+be] there in {n groups}? | In {n groups}, how many {T} [+be] there? | What
         [-be] the number of {T} in {n groups}? | How many {T} [+DO] {n groups} hold?""",
     "cost of": """How much ([+DO]|would) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
         {n things}? | What ([+DO]|would) {n things} cost? | How much money [DO] {S} need for {n things}?""",
     "cost of others": """How much ([+DO]|would) {w things} cost (|at the same price)? | At the same price, how
         much [+DO] {w things} cost? | How much money [DO] {S} need for {w things}?""",
-    "in a day": "How many {T} [DO] {S} {V} in a day?",
-    "in a day money": "How much money [DO] {S} {V} in a day?",
     "one alone": "How many {T} [-DO] one {friend} {V}?",
     "one alone money": "How much money [-DO] one {friend} {V}?",
     "all of them": """How many {T} [+DO] the {friends} {V} (together|in all|altogether|)? | What [-be] the
@@ -1346,7 +1366,7 @@ class Kind(NamedTuple):
     """What may happen to a quantity, or be told about it."""
     name: str
     takes: list   # the forms of quantity that it goes on from; "own?": one that is not told itself
-    gives: str    # what comes of it: see GIVES; or "other", "joint", "difference", "part": see go_on
+    gives: str    # what comes of it: see GIVES and go_on
     weight: int   # how often it is drawn
     steps: list   # of (equation, how it is asked for: see QUESTIONS)
     say: list     # wordings; ["@"]: another quantity, as TELL tells it; []: nothing
@@ -1361,6 +1381,42 @@ def kind(name, takes, gives, weight, steps, say):
 def read_steps(text):
     """The steps of a Kind, from "equation: question; equation: question"."""
     return [step.split(": ") for step in text.split("; ")]
+
+
+# How two are compared: {S} is the one that is told about, {ref:him} the other. For each form of quantity: how
+# the names of its kinds begin; how so many more or fewer (#) is told; so many times as many, or a part.
+COMPARED = {
+    "own act money": ("", """
+        {S} [V] # {tail} than {ref:him}. | {Tail}, {S} [V] # than {ref:him}. | Compared with {one:him}, {S}
+        [V] # {tail}. | {S} [V] # than {ref} {do} {tail}.""", """
+        {S} [V] (|exactly) # as {many} {tail} as {ref:him}. | {S} [V] # the {number} that {ref} {do} {tail}. |
+        {Tail}, {S} [V] # as {many} as {ref:him}. | {S} [V] # as {many} {tail} as {ref} {do}."""),
+    "there": ("there ", """
+        There [+be] # {tail} than {ref:him}. | {Tail} there [+be] # than {ref:him}. | Compared with {one:him},
+        there [+be] # {tail}. | # than {ref:him} [+be] {tail}.""", """
+        There [+be] (|exactly) # as many {T} {tail} as {ref:him}. | {Tail} there [+be] # as many {T} as
+        {ref:him}. | # as many {T} as {ref:him} [+be] {tail}."""),
+    "price": ("costs ", """
+        {S} [cost] # than {ref:him}. | Compared with {one:him}, {S} [cost] #. | One [-pay] # for {S} than for
+        {ref:him}. | The price of {S:him} [-be] # than that of {ref:him}.""", """
+        {S} [cost] (|exactly) # as much as {ref:him}. | The price of {S:him} [-be] # as high as that of
+        {ref:him}. | {S} [be] # as expensive as {ref:him}."""),
+    "be age weigh": ("is ", """
+        {S} [be] # than {ref:him}. | {S} [be] # than {ref} [-be]. | Compared with {one:him}, {S} [be]
+        #.""", """
+        {S} [be] (|exactly) # as {adj} as {ref:him}. | {S} [be] # as {adj} as {ref} [-be]. | The {side} of
+        {S:him} [-be] # that of {ref:him}.""")}
+
+
+def comparisons():
+    """The kinds that compare two: "more", "there times", "costs less", "is part", ..."""
+    for takes, (beginning, by, as_many) in COMPARED.items():
+        more, less = ("{b T} {more}", "{l T} {less}") if "be" in takes else ("{b more T}", "{l fewer T}")
+        more = more.replace("b", "p") if takes == "price" else more
+        for name, weight, equation, say, much in (
+                ("more", 40, f"a + {more[1]}", by, more), ("less", 34, "a - l", by, less),
+                ("times", 34, "a * k", as_many, "{k times}"), ("part", 20, "a / j", as_many, "{j share}")):
+            yield kind(beginning + name, takes, "other", weight, f"{equation}: same", say.replace("#", much))
 
 
 # The numbers of an equation but a and x are drawn, as DRAW says: b and c any, l less than a, v less than x,
@@ -1443,7 +1499,7 @@ KINDS = [
         There [+be] some {T} {tail}. {l more T} [+COME]. Now there [!+be] {a T}. | {Tail} there [+be] some
         {T}. Then {l added T} [+COME]. After that there [+be] {a T}. | After {l T} [+COME], there [+be] {a T}
         {tail}."""),
-    kind("had money before", "money?", "end", 16, "b + c: at first", """
+    kind("had money before", "money?", "end", 40, "b + c: at first", """
         {S} [spend] {b T} on {item} and [have] {c T} left. | After {S} [spend] {b T} on {item}, {S} [have]
         {c T} left. | {S} [have] some money. {S} [buy] {item} for {b T}. Now {S} [!have] {c T}. | {S} [pay]
         {b T} for {item}. {S} [have] {c T} left."""),
@@ -1471,6 +1527,12 @@ KINDS = [
         {S} [give] {m T} (to each of|each to) {n friends}. | Then {S} [give] each of the {n friends} {m T}. |
         {S} [hand] {m T} to each of the {n friends}. | ({n friends} [+get] {m T} each|Each of the {n friends}
         [-get] {m T}) from {S:him}."""),
+    kind("loses so long", "own", "own", 40, "n * m: lost; a - x: left", """
+        {S} [LOSE] {m T} {per} for {n units}. | (Each|Every) {unit}, {S} [LOSE] {m of T}, for {n units}. | For
+        {n units}, {S} [LOSE] {m T} {per}."""),
+    kind("saves so long", "money", "money", 40, "r * n: get in time; a + x: now", """
+        {S} [save] {r T} {per} for {n units}. | {S} [get] {r T} (each|every) {unit}, for {n units}. | For
+        {n units}, {S} [earn] {r T} {per}. | Every {unit} {S} [earn] another {r T}, for {n units}."""),
     kind("loses groups", "own", "own", 20, "n * m: lost; a - x: left", """
         (|Then|Later) {S} [LOSE] {n groups} (of|with) {m T} each. | (|Then) {S} [LOSE] {n groups} with {m T}
         in each {group}. | {S} [LOSE] {n groups} of {m T}."""),
@@ -1491,74 +1553,6 @@ KINDS = [
         {S} [want] to {V} {g T} in all. From then on, {S} [V] {z T} {per}. | {S} [have] to {V} {g T} and [V]
         {z T} {per} from then on. | {S:'s} goal [-be] to {V} {g T}. From then on, {S} [V] {z T} each
         {unit}."""),
-    # two are compared: {S} is the one that is told about, {ref:him} the other
-    kind("more", "own act money", "other", 44, "a + b: same", """
-        {S} [V] {b more T} {tail} than {ref:him}. | {Tail}, {S} [V] {b more T} than {ref:him}. | Compared with
-        {one:him}, {S} [V] {b more T} {tail}. | {S} [V] {b more T} than {ref} {do} {tail}. | {S} [V] {b} more
-        than {ref} {do} {tail}."""),
-    kind("fewer", "own act money", "other", 34, "a - l: same", """
-        {S} [V] {l fewer T} {tail} than {ref:him}. | {Tail}, {S} [V] {l fewer T} than {ref:him}. | Compared
-        with {one:him}, {S} [V] {l fewer T} {tail}. | {S} [V] {l fewer T} than {ref} {do} {tail}."""),
-    kind("times", "own act money", "other", 18, "a * k: same", """
-        {S} [V] {k} times as {many} {tail} as {ref:him}. | {S} [V] {k} times the {number} that {ref} {do}
-        {tail}. | {Tail}, {S} [V] {k} times as {many} as {ref:him}. | {S} [V] {k} times as {many} {tail} as
-        {ref} {do}."""),
-    kind("twice", "own act money", "other", 20, "a * h: same", """
-        {S} [V] twice as {many} {tail} as {ref:him}. | {S} [V] (double|twice) the {number} that {ref} {do}
-        {tail}. | {S} [V] two times as {many} {tail} as {ref:him}. | {Tail}, {S} [V] twice as {many} as
-        {ref:him}."""),
-    kind("half", "own act money", "other", 16, "a / h: same", """
-        {S} [V] (|only) half as {many} {tail} as {ref:him}. | {S} [V] half the {number} that {ref} {do}
-        {tail}. | {Tail}, {S} [V] half as {many} as {ref:him}. | {S} [V] half of the {number} that {ref}
-        {do}."""),
-    kind("fraction", "own act money", "other", 8, "a / q: same", """
-        {S} [V] (a|one|only a) {q nth} as {many} {tail} as {ref:him}. | {S} [V] (a|one) {q nth} of the
-        {number} that {ref} {do}. | {Tail}, {S} [V] a {q nth} as {many} as {ref:him}."""),
-    kind("there more", "there", "other", 30, "a + b: same", """
-        There [+be] {b more T} {tail} than {ref:him}. | {Tail} there [+be] {b more T} than {ref:him}. |
-        Compared with {one:him}, there [+be] {b more T} {tail}. | {b more T} than {ref:him} [+be] {tail}."""),
-    kind("there fewer", "there", "other", 24, "a - l: same", """
-        There [+be] {l fewer T} {tail} than {ref:him}. | {Tail} there [+be] {l fewer T} than {ref:him}. |
-        Compared with {one:him}, there [+be] {l fewer T} {tail}. | {l fewer T} than {ref:him} [+be]
-        {tail}."""),
-    kind("there times", "there", "other", 14, "a * k: same", """
-        There [+be] (|exactly) {k} times as many {T} {tail} as {ref:him}. | {Tail} there [+be] {k} times as
-        many {T} as {ref:him}. | {k} times as many {T} as {ref:him} [+be] {tail}."""),
-    kind("there twice", "there", "other", 14, "a * h: same", """
-        There [+be] (twice|two times) as many {T} {tail} as {ref:him}. | {Tail} there [+be] twice as many {T}
-        as {ref:him}. | Twice as many {T} as {ref:him} [+be] {tail}."""),
-    kind("there half", "there", "other", 12, "a / h: same", """
-        There [+be] (|only) half as many {T} {tail} as {ref:him}. | {Tail} there [+be] half as many {T} as
-        {ref:him}. | Half as many {T} as {ref:him} [+be] {tail}."""),
-    kind("costs more", "price", "other", 30, "a + p: same", """
-        {S} [cost] {p more money} than {ref:him}. | {S} [be] {p money} more expensive than {ref:him}. |
-        Compared with {one:him}, {S} [cost] {p more money}. | The price of {S:him} [-be] {p money} higher than
-        that of {ref:him}."""),
-    kind("costs less", "price", "other", 30, "a - l: same", """
-        {S} [cost] (|only) {l fewer money} than {ref:him}. | {S} [be] {l money} (cheaper|less expensive) than
-        {ref:him}. | Compared with {one:him}, {S} [cost] {l fewer money}. | One [-pay] {l fewer money} for {S}
-        than for {ref:him}."""),
-    kind("costs times", "price", "other", 20, "a * k: same", """
-        {S} [cost] (|exactly) {k} times as much as {ref:him}. | The price of {S:him} [-be] {k} times that of
-        {ref:him}. | {S} [be] {k} times as expensive as {ref:him}."""),
-    kind("half price", "price", "end", 16, "a / h: sale", """
-        Now {S} [!-be] half price. | (Today|This week) {S} [-be] sold (at half the price|for half of that). |
-        In a sale, {S} [-cost] only half as much."""),
-    kind("is more", "be age weigh", "other", 34, "a + b: same", """
-        {S} [be] {b T} {more} than {ref:him}. | {S} [be] {b T} {more} than {ref} [-be]. | Compared with
-        {one:him}, {S} [be] {b T} {more}. | {ref} [-be] {b T} {less} than {S}."""),
-    kind("is less", "be age weigh", "other", 34, "a - l: same", """
-        {S} [be] {l T} {less} than {ref:him}. | {S} [be] {l T} {less} than {ref} [-be]. | Compared with
-        {one:him}, {S} [be] {l T} {less}. | {ref} [-be] {l T} {more} than {S}."""),
-    kind("is times", "be age weigh", "other", 14, "a * k: same", """
-        {S} [be] (|exactly) {k} times as {adj} as {ref:him}. | {S} [be] {k} times as {adj} as {ref} [-be]. |
-        The {side} of {S:him} [-be] {k} times that of {ref:him}."""),
-    kind("is twice", "be age weigh", "other", 14, "a * h: same", """
-        {S} [be] twice as {adj} as {ref:him}. | {S} [be] twice as {adj} as {ref} [-be]. | The {side} of
-        {S:him} [-be] twice that of {ref:him}. | {S} [be] two times as {adj} as {ref:him}."""),
-    kind("is half", "be age weigh", "other", 14, "a / h: same", """
-        {S} [be] (|only) half as {adj} as {ref:him}. | The {side} of {S:him} [-be] half that of {ref:him}. |
-        {S} [be] half as {adj} as {ref} [-be]."""),
     # two are put together or set apart; "@": the other one is told as TELL says; "": it was compared before
     kind("together", "own act money there price age weigh", "joint", 60, "a + b: total", "@"),
     kind("together again", "own act money there price age weigh", "joint", 90, "a + b: total", ""),
@@ -1575,8 +1569,6 @@ KINDS = [
         (A|One|Exactly one) {q nth} of (them|the {T}|these {T}) [+be] {adj}."""),
     kind("half of a kind", "own there", "end", 10, "a / h: kind", """
         (Half|Only half|Exactly half) of (them|the {T}|these {T}) [+be] {adj}."""),
-    kind("rest after a share", "own there", "end", 8, "a / q: kind; a - x: other kind", """
-        (A|One) {q nth} of (them|the {T}) [+be] {adj}. {Rest} [+be] {adj2}."""),
     # several are told, two are asked for: see ask_about_two
     kind("two of several", "own act there money price age weigh", "two", 60, "a + b: two", "@"),
     kind("two of several differ", "own act there money price be age weigh", "two", 60, "a - b: diff", "@"),
@@ -1594,11 +1586,15 @@ KINDS = [
         (Each|Every) {group} ([-have]|[-hold]|[-contain]) {m T}. | {S} [own] {n groups}. There [+be] {m T}
         {at} (each|every) {group}. | {S} [have] {n groups} {here} and {at} each {group} there [+be] {m T}. |
         {S} [keep] {m T} {at} each of {his} {n groups} {here}."""),
-    kind("there are groups", "groups?", "there", 50, "n * m: total there", """
+    kind("there are groups", "groups?", "grouped", 50, "n * m: total there", """
         There [+be] {n groups} {here} with {m T} {at} each {group}. | There [+be] {n groups} {here}, each with
         {m T}. | There [+be] {n groups} {here}. (Every|Each) {group} ([-have]|[-contain]|[-hold]) {m T}. |
         There [+be] {n groups} {here}. {At} each {group} there [+be] {m T}. | {n groups} {here}
         ([+have]|[+hold]) {m T} each. | Each of the {n groups} {here} ([-have]|[-hold]) {m T}."""),
+    kind("more groups", "grouped", "there", 60, "n * m: in groups; a + x: in all groups", """
+        Another {n groups} ([+have]|[+hold]) {m T} each. | There [+be] also {n groups} with {m T} {at} each. |
+        {n} more {groups} ([+have]|[+hold]|[+contain]) {m T} each. | {n} other {groups} {here} [+have] {m T}
+        each."""),
     kind("in so many groups", "groups?", "end", 16, "n * m: in groups", """
         There [+be] {m T} {at} (each|every|one) {group} {here}. | (Each|Every|One) {group}
         ([-have]|[-contain]|[-hold]) {m T}. | {At} (each|every) {group} there [+be] {m T}. | {m T} [+fit] {at}
@@ -1664,22 +1660,22 @@ KINDS = [
         | {S} [BUY] {n things} that [+cost] {p money} each. | One {thing} [-cost] {p money} and {S} [BUY]
         {n things}. | (One|Each) {thing} [-cost] {p money}. {S} [BUY] {n things}."""),
     kind("price of one", "shop?", "end", 30, "s / n: one costs", """
-        {S} [pay] {s money} for {n things} {where}. | {S} [BUY] {n things} for {s money} {where}. | {S}
-        [spend] {s money} on {n things} {where}. | {n things} [+cost] {S:him} {s money} (in all|altogether|).
+        {S} [pay] {s money} for {n things} {store}. | {S} [BUY] {n things} for {s money} {store}. | {S}
+        [spend] {s money} on {n things} {store}. | {n things} [+cost] {S:him} {s money} (in all|altogether|).
         | {S} [BUY] {n things} and [pay] {s money} for them. | For {n things}, {S} [pay] {s money}."""),
     kind("price of others", "shop?", "end", 24, "s / n: one costs; x * w: cost of others", """
-        {S} [pay] {s money} for {n things} {where}. | {S} [BUY] {n things} for {s money} {where}. |
-        {n things} [+cost] {s money} {where}. | For {n things}, {S} [pay] {s money}. | The price of {n things}
-        [-be] {s money} {where}."""),
+        {S} [pay] {s money} for {n things} {store}. | {S} [BUY] {n things} for {s money} {store}. |
+        {n things} [+cost] {s money} {store}. | For {n things}, {S} [pay] {s money}. | The price of {n things}
+        [-be] {s money} {store}."""),
     kind("number bought", "shop?", "end", 30, "s / p: bought", """
-        {S} [spend] {s money} on {things} {where}. Each {thing} [-cost] {p money}. | (One|Each) {thing}
-        [-cost] {p money}. {S} [buy] {things} for {s money} {where}. | {S} [spend] a total of {s money} on
+        {S} [spend] {s money} on {things} {store}. Each {thing} [-cost] {p money}. | (One|Each) {thing}
+        [-cost] {p money}. {S} [buy] {things} for {s money} {store}. | {S} [spend] a total of {s money} on
         {things} that [+cost] {p money} each. | {S} [pay] {s money} for {things} at {p money} each. | {S}
         [have] {s money} and [spend] it all on {things} at {p money} each."""),
     kind("cost of so many", "shop?", "end", 24, "n * p: cost of", """
-        (One {thing}|{A_thing}|Each {thing}) [-cost] {p money} {where}. | The price of one {thing} [-be]
-        {p money} {where}. | {Things} ([+cost]|[+be]) {p money} each {where}. | The shop [-sell] {things} at
-        {p money} each. | {Where}, one {thing} [-cost] {p money}."""),
+        (One {thing}|{A_thing}|Each {thing}) [-cost] {p money} {store}. | The price of one {thing} [-be]
+        {p money} {store}. | {Things} ([+cost]|[+be]) {p money} each {store}. | The shop [-sell] {things} at
+        {p money} each. | {Store}, one {thing} [-cost] {p money}."""),
     kind("pays with", "spent", "end", 60, "i - a: change", """
         {S} [pay] with {bill}. | {S} [give] the cashier {bill}. | {S} [hand] over {bill}. | {S} [pay] with
         {i T}. | {S} [give] {i T} to the cashier."""),
@@ -1713,6 +1709,10 @@ KINDS = [
     kind("in so long", "rate?", "end", 26, "r * n: in time", """
         {S} [V] {r T} {per}. | {Each_unit}, {S} [V] {r T}. | {S} usually [V] {r T} {per}. | {S} [V] {r T} in
         one {unit}."""),
+    kind("still to do", "rate?", "end", 40, "r * n: in time; g - x: need act", """
+        {S} [have] to {V} {g T}. {S} [V] {r T} {per} for {n units}. | {S} [want] to {V} {g T} in all. For
+        {n units}, {S} [V] {r T} {per}. | {S:'s} goal [-be] to {V} {g T}. {Each_unit}, {S} [V] {r T}, for
+        {n units}."""),
     kind("how long", "rate?", "end", 26, "u / r: takes", """
         {S} [V] {r T} {per}. {S} [want] to {V} {u T}. | {Each_unit}, {S} [V] {r T}. {S} [have] to {V} {u T} in
         all. | {S} [need] to {V} {u T} and [V] {r T} {per}. | {S} [V] {u T} in all, {r} {per}."""),
@@ -1722,9 +1722,6 @@ KINDS = [
     kind("for so many weeks", "rate?", "act", 10, "w * 7: days; r * x: total", """
         {S} [V] {r T} (each|every|a) day for {w weeks}. | For {w weeks}, {S} [V] {r T} (each|every|a)
         day."""),
-    kind("hours a day", "rate?", "act", 16, "r * w: in a day; x * n: total", """
-        {S} [V] {r T} {per} for {hours} (a|each|every) day. {S} [do] this for {n days}. | {S} [V] {r T} {per},
-        {hours} a day, for {n days}. | For {n days}, {S} [V] {r T} {per} for {hours} (a|each) day."""),
     kind("several do it", "rate?", "end", 24, "r * w: one alone; x * n: all of them", """
         (Each of the|Each of) {n friends} [-V] {r T} {per} for {w units}. | For {w units}, {n friends} [+V]
         {r T} {per} each. | There [+be] {n friends}. Each {friend} [-V] {r T} {per} for {w units}. |
@@ -1746,8 +1743,8 @@ KINDS = [
         [look] at {b T} {here}. | {S} [have] a picture of {b T}."""),
     kind("parts of so many", "parts? units?", "end", 10, "n * e: parts of", """
         (Every {T1}|Each {T1}|{A_T1}|One {T1}) [-have] {e parts}. | {S} [know] that (every {T1}|each
-        {T1}|{a_T1}|one {T1}) [-have] {e parts}. | {S} [look] at a picture of {T}. (Every {T1}|Each
-        {T1}|{A_T1}) [-have] {e parts}."""),
+        {T1}|{a_T1}|one {T1}) [-have] {e parts}. | In a book {S} [read] that (every {T1}|each
+        {T1}|{a_T1}) [-have] {e parts}."""),
 ]
 QUESTIONS |= {name: QUESTIONS[same] for name, same in {
     "diff age": "diff be", "diff weigh": "diff be", "two": "act", "two there": "there",
@@ -1774,21 +1771,19 @@ KINDS += [other_question(*row) for row in (
     ("two things in each", 12, "m + c: in each"),
     ("two things in each", 10, "m + c: in each; n * x: both in all"))]
 
-# Comparisons told backwards, "Tom has 3 more than Ann", when Ann's are asked for: {equation: (its number, the
-# equation that undoes it)}
-BACKWARDS = {"a + b": ("b", "a - l"), "a + p": ("p", "a - l"), "a - l": ("l", "a + b"),
-             "a * k": ("k", "a / j"), "a * h": ("h", "a / h"), "a / h": ("h", "a * h")}
+# Comparisons told backwards, "Tom has 3 more than Ann", when Ann's are asked for: {equation: its inverse}
+BACKWARDS = {"a + b": "a - l", "a + p": "a - l", "a - l": "a + b", "a * k": "a / j", "a / j": "a * k"}
 
 
 def backwards(kind):
     """A comparison, told backwards."""
     (equation, asks), = kind.steps
-    letter, inverse = BACKWARDS[equation]
-    say = [re.sub(rf"\{{{letter}\b", "{" + inverse[-1], wording) for wording in kind.say]
+    inverse = BACKWARDS[equation]
+    say = [re.sub(rf"\{{{equation[-1]}\b", "{" + inverse[-1], wording) for wording in kind.say]
     return kind._replace(name=f"{kind.name}, backwards", steps=[(inverse, asks)], say=say, backwards=True)
 
 
-KINDS += [backwards(kind) for kind in KINDS if kind.gives == "other" and kind.steps[0][0] in BACKWARDS]
+KINDS += [*comparisons(), *map(backwards, comparisons())]
 TIMELESS = {"groups", "there are groups", *TELL, *(  # facts that can be told in any order
     kind.name for kind in KINDS if kind.gives in ("other", "joint", "difference"))}
 
@@ -1969,7 +1964,7 @@ quarter:25:cent dime:10:cent minute:60:second nickel:5:cent""")
 # verbs of events, and the things that they go with
 GAINS = row_list("""buy:fgtscha get:fgtscha find:gtsh receive:fgtscha collect:gts pick:g gather:g win:ftsc
 make:fc bake:f cook:f grow:g order:ftsch borrow:tsh earn:t harvest:g bring_home:ftsch discover:t catch:a sew:c
-knit:c paint:c print:s craft:c raise:a adopt:a unpack:tsch acquire:tsh dig_up:g prepare:f rescue:a build:c
+knit:c paint:c print:s craft:c raise:a adopt:a unpack:tsch acquire:tsh dig_up:g prepare:f rescue:a
 draw:s obtain:tsh purchase:fgtscha choose:tsc take_home:fgtsc add:tsch pick_up:gtsh pull_out:g fetch:gh""")
 LOSSES = row_list("""lose:tscha eat:fg sell:fgtscha use:fsh give_away:fgtscha break:th throw_away:gtsh
 donate:tsch trade:t drop:fgth share:f return:tsh burn:h waste:fs serve:fg finish:f remove:tsch misplace:tsch
@@ -2017,7 +2012,7 @@ stick:centimeter:long street:meter:long lesson:minute:long package:pound:heavy""
 DEGREES = {adjective: degrees for adjective, *degrees in row_list("""old:older:younger:age
 tall:taller:shorter:height heavy:heavier:lighter:weight long:longer:shorter:length deep:deeper:shallower:depth
 wide:wider:narrower:width high:higher:lower:height""")}
-WHICH = row_list("first:second red:blue old:new wooden:metal left:right small:large northern:southern")
+WHICH = row_list("first:second old:new")
 RATES = row_list("""earn:dollar:hour earn:dollar:week save:dollar:month save:dollar:week get:dollar:day
 travel:mile:hour drive:kilometer:hour walk:mile:hour ride:mile:hour make:cookie:hour bake:loaf_of_bread:day
 paint:wall:day fill:bottle:minute sell:ticket:day sew:shirt:week build:toy:day read:page:day read:page:hour
@@ -2041,9 +2036,10 @@ SPOTS = row_list("""in_the_basket:in_the_bowl on_the_table:on_the_floor in_the_k
 in_the_red_box:in_the_blue_box in_the_front_yard:in_the_back_yard on_the_left:on_the_right upstairs:downstairs
 in_the_bag:in_the_box in_the_first_room:in_the_second_room at_home:at_school
 on_the_top_shelf:on_the_bottom_shelf in_the_old_house:in_the_new_house""")
-WHERE = word_list("""at_the_market at_the_fair in_the_shop at_a_yard_sale at_school at_the_park at_the_store
-in_the_garden at_the_mall on_the_way_home at_the_beach in_the_attic after_school for_a_party for_a_friend
-during_the_holidays on_Friday in_the_morning before_dinner at_camp in_the_evening""")
+STORES = word_list("at_the_market at_the_fair in_the_shop at_a_yard_sale at_the_store at_the_mall on_Friday")
+WHERE = STORES + word_list("""at_school at_the_park in_the_garden on_the_way_home at_the_beach in_the_attic
+after_school for_a_party for_a_friend during_the_holidays in_the_morning before_dinner at_camp
+in_the_evening""")
 HERE = ["", "", ""] + word_list("at_the_market at_the_fair at_school in_town on_the_island at_camp")
 LATER = word_list("""an_hour_later in_the_evening at_noon in_the_afternoon the_next_morning after_ten_minutes
 before_sunset""")
@@ -2066,10 +2062,11 @@ JOBS = word_list("""mowing_lawns washing_cars walking_dogs babysitting selling_l
 cleaning_windows raking_leaves helping_at_home watering_plants painting_a_fence shoveling_snow tutoring
 feeding_cats carrying_bags""")
 WHOLES = [[Thing(one) for one in row] for row in row_list("""boy:girl:child man:woman:person
-adult:child:person cat:dog:pet rose:tulip:flower apple:pear:fruit novel:comic:book dime:nickel:coin
-car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable student:teacher:person pine:oak:tree
+adult:child:person student:teacher:person cat:dog:pet rose:tulip:flower apple:pear:fruit novel:comic:book
+dime:nickel:coin
+car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable pine:oak:tree
 chair:stool:seat goldfish:guppy:fish violin:guitar:instrument""")]
-PEOPLE_WHOLES = 3  # the first so many of WHOLES are people: they come and go
+PEOPLE_WHOLES = 4  # the first so many of WHOLES are people: they come and go
 CROWDS = word_list("""in_the_class on_the_bus in_the_park at_the_party in_the_choir in_the_club at_the_camp
 in_the_hall on_the_train in_the_theater at_the_pool in_the_museum""")
 NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten eleven twelve")
@@ -2077,7 +2074,7 @@ BILLS = 5, 10, 20, 50, 100, 500, 1000, 5000
 EACH = "each", "every", "per"
 THEM = "the {T}", "the {T}", "them"
 NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
-NTH = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 10: "tenth"}
+NTH = dict(enumerate(word_list("third quarter fifth sixth seventh eighth ninth tenth"), 3))
 PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
             for row in row_list("he:him:his she:her:her it:it:its they:them:their")}
 ONSETS = word_list("""b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sc sh
@@ -2620,7 +2617,7 @@ def check_reply(reply):
 
 
 def run_settings(prompts, args):
-    """What is the same for all rows of an annotation run."""
+    """The settings that a run must share with its log."""
     digest = hashlib.sha256(json.dumps(prompts, sort_keys=True).encode("utf-8")).hexdigest()
     return {"model": args.model, "style": args.style, "prompt": digest[:12], "extra": args.extra}
 
@@ -2628,7 +2625,8 @@ def run_settings(prompts, args):
 # ---- the LLM teacher: its server ---------------------------------------------------------------------------
 
 # What a failed request means is decided in one place, `Endpoint.ask`. A failure that may pass is retried,
-# --retries times. One that stays sets its problem aside: nothing is known of it, the next run asks it again.
+# --retries times. If it does not pass, its problem is set aside: it has no result yet, and the next run asks
+# again.
 # When as many problems in a row as the failure's `limit` were set aside, no good reply between them, the run
 # stops.
 EVERY_PROBLEM = 1  # the limit of a failure that concerns all problems
@@ -2692,7 +2690,7 @@ class Endpoint:
         if not re.fullmatch(r"[!-~]*", self.key):
             raise UserError("OPENAI_API_KEY: the key holds characters that no HTTP header can carry")
         self.thread, self.lock = threading.local(), threading.Lock()
-        self.stop = threading.Event()  # set when the run ends: nobody waits any longer
+        self.stop = threading.Event()  # set when the run ends: waiting requests give up
         self.n_requests = self.good = 0  # sent; good replies
         self.set_aside = 0             # problems set aside since the latest good reply
         self.tokens = [0, 0]           # read and written, of all good replies
@@ -2709,6 +2707,7 @@ class Endpoint:
         for attempt in range(self.args.retries + 1):
             try:
                 reply = self.read(self.post(body), len(body))
+                reply = Reply(*map(self.without_key, reply[:-1]), reply.tokens)
                 with self.lock:
                     self.good, self.set_aside = self.good + 1, 0
                     self.tokens = add(self.tokens, reply.tokens)
@@ -2720,7 +2719,7 @@ class Endpoint:
             pause = random.uniform(0.5, 1) * min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** attempt)
             if attempt < self.args.retries and self.stop.wait(max(pause, failure.wait)):
                 raise Stopped
-        message = f"{failure} (after {attempt + 1} requests)" if attempt else str(failure)
+        message = self.without_key(str(failure)) + (f" (after {attempt + 1} requests)" if attempt else "")
         with self.lock:
             self.set_aside += 1
             if self.set_aside >= failure.limit:
@@ -2728,6 +2727,11 @@ class Endpoint:
                 goes_on = "; what is written stays, the same command goes on from there" if self.good else ""
                 raise UserError(f"{self.url}: {message}{goes_on}")
         raise SetAside(message)
+
+    def without_key(self, text):
+        """A text without the key, also where JSON escapes its slashes."""
+        echo = r"\\*".join(map(re.escape, self.key))
+        return re.sub(echo, "***", text) if len(self.key) >= 8 else text
 
     def post(self, body):
         """One request: returns the body (bytes) of an HTTP 200. Raises Failure."""
@@ -2747,8 +2751,6 @@ class Endpoint:
                         raise TimeoutError
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
             raise self.connection_failure(e)
-        if len(self.key) >= 16:
-            content = content.replace(self.key.encode(), b"***")
         if response.request.method != "POST":
             raise Failure(f"redirected to {response.url}, but as a GET: adapt --url", EVERY_PROBLEM)
         if response.status_code != 200:
@@ -2956,7 +2958,8 @@ def llm_teacher(args):
         tqdm.write(f"{args.out}: {n_done:,} of {len(problems):,} problems are done already", file=sys.stderr)
 
     def work(key):
-        """Annotate a problem and write it, so that a kill loses what is in flight alone. False: not begun."""
+        """Annotate a problem and write it: a kill loses unanswered requests alone. Returns whether it began.
+        """
         if endpoint.stop.is_set() or args.budget_tokens and sum(endpoint.tokens) >= args.budget_tokens:
             return False
         try:
@@ -3052,7 +3055,7 @@ def self_teacher(args):
 # ---- check: what may be wrong in annotation files ----------------------------------------------------------
 
 FAULTS = {"schema": "rows that are no annotated problem", "equation": "invalid annotations",
-          "answer": "last solutions that do not say the answer", "long": "problems longer than the block",
+          "answer": "last solutions that do not say the answer",
           "twice": "problems that the file has already", "leak": "problems of an earlier file"}
 
 
@@ -3062,23 +3065,14 @@ def check(args):
     Exit status 1 if anything is wrong.
     """
     earlier, shown, lines = {}, Counter(), []  # earlier: {text of a problem of earlier files: where it is}
-    tokenizer = args.tokenizer
-    if tokenizer:
-        tokenizer = Tokenizer.gpt2() if tokenizer == "gpt2" else Tokenizer.from_pretrained(tokenizer)
     for path in args.files:
         problems, faults = read_leniently(path)
         own = {}  # the same of this file
-        rows = [row for _, row in problems]
-        tokenizer = tokenizer or (train_tokenizer(rows) if rows else None)
-        sequences = encode_problems(rows, args.role, tokenizer) if rows else []
-        for (where, row), sequence in zip(problems, sequences):
+        for where, row in problems:
             for step in row["steps"]:
                 faults += [("equation", where, fault) for fault in invalid_annotations(step["solution"])]
             if not states_answer(row["steps"][-1]["solution"], row["answer"]):
                 faults.append(("answer", where, f"the last solution does not say the answer {row['answer']}"))
-            if not fits(sequence, args.block_size):
-                n_tokens = len(sequence[0])
-                faults.append(("long", where, f"{n_tokens:,} tokens, the block has {args.block_size:,}"))
             text = one_line(row["problem"])
             if first := earlier.get(text) or own.get(text):
                 kind = "leak" if text in earlier else "twice"
@@ -3090,12 +3084,11 @@ def check(args):
             shown[kind] += 1
             if args.all or shown[kind] <= 10:
                 print(f"{where}: {fault}")
-        solutions = [step["solution"] for row in rows for step in row["steps"]]
+        solutions = [step["solution"] for _, row in problems for step in row["steps"]]
         n_annotations = sum(len(ANNOTATION.findall(text)) for text in solutions)
-        longest = max((len(ids) for ids, _ in sequences), default=0)
         wrong = ", ".join(f"{n:,} {FAULTS[kind]}" for kind, n in counts.items()) or "nothing"
-        lines.append(f"{path}: {len(rows):,} problems, {len(solutions):,} steps, {n_annotations:,} "
-                     f"calculator annotations, longest {longest:,} tokens; wrong: {wrong}")
+        lines.append(f"{path}: {len(problems):,} problems, {len(solutions):,} steps, {n_annotations:,} "
+                     f"calculator annotations; wrong: {wrong}")
     for kind, n in shown.items():
         if n > 10 and not args.all:
             print(f"... and {n - 10:,} more {FAULTS[kind]} (--all)")
@@ -3166,8 +3159,8 @@ def print_next(folder, counts, role="solver"):
 def shares(text):
     """An argparse type: percents such as "95/5/0", a tuple of three that sum to 100."""
     try:
-        values = tuple(map(float, text.split("/")))
-    except ValueError:
+        values = tuple(map(Fraction, text.split("/")))  # as floats 95.3, 4.6 and 0.1 do not sum to 100
+    except (ValueError, ZeroDivisionError):
         values = ()
     if len(values) != 3 or min(values) < 0 or sum(values) != 100:
         raise argparse.ArgumentTypeError(f"{text} is not three numbers with / between them that sum to 100")
@@ -3226,7 +3219,7 @@ def add_teacher_flags(p):
     flag("--max-tokens", type=count, default=1024, metavar="N", help="of a reply (1024)")
     flag("--extra", type=json_object, default={}, metavar="JSON", help="more fields; null takes one out")
     flag("--budget-tokens", type=count, metavar="N",
-         help="begin no further problem when so many are used, earlier runs' included")
+         help="begin no more problems once so many are used, those of earlier runs included")
     flag("--timeout", type=number(0, 86400, above=True), default=300.0, metavar="SECONDS", help="(300)")
     flag("--retries", type=whole_number(0), default=8, metavar="N", help="of a failed request (8)")
     flag("--dry-run", action="store_true", help="show the first request and leave")
@@ -3254,9 +3247,6 @@ def add_self_flags(p):
 def add_check_flags(p):
     """The flags of check."""
     p.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    p.add_argument("--role", choices=ROLES, default="solver", help="whose sequences are measured (solver)")
-    p.add_argument("--block-size", type=whole_number(1), default=512, metavar="N", help="tokens (512)")
-    p.add_argument("--tokenizer", metavar="DIR", help="a student's, or gpt2 (one trained on the first file)")
     p.add_argument("--all", action="store_true", help="list all that is wrong, not the first 10 of a kind")
 
 

@@ -8,8 +8,7 @@ A teacher's annotation of one problem is one JSON object, one a line in a file (
      "answer": "8"}
 
 A role decides which of these texts a student reads and which it learns to write. The row becomes one sequence
-of tokens, laid out in segments. For a solver (what is not under the loss has at first a small weight in it,
-which falls to 0: see `loss_weights`):
+of tokens, laid out in segments. For a solver:
 
     segment                                                               under the loss
      Ann has 3 cats. Bob has 2 more. How many do they have together?\n    no, it is read
@@ -23,6 +22,9 @@ which falls to 0: see `loss_weights`):
     8 cats.\n                                                             yes
     ####                                                                  no
      8<|endoftext|>                                                       yes
+
+A student from scratch also has to learn to read: for it, what is not under the loss has a small weight in it
+that falls to 0 in the course of a training (`falling_prompt_weight` in train.py).
 """
 import argparse
 import ast
@@ -166,7 +168,7 @@ def read_problems(path, steps=True, answer=True):
 
 
 def to_jsonl(rows):
-    """Rows (dicts) as the bytes of a JSONL file. Half a surrogate pair, no UTF-8, is escaped."""
+    """Rows (dicts) as the bytes of a JSONL file. Lone surrogates, which UTF-8 cannot encode, are escaped."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode("utf-8", "backslashreplace")
 
@@ -239,27 +241,30 @@ def segments(problem, role, guidance=None, calculator=True):
     cannot be guessed: at the end of a training it would be most of a solver's loss, and hide the gradient of
     the equation. calculator=False: a student learns to write that too.
     """
-    step_kinds, close_kinds, loss_kinds = ROLES[role]
+    layout = ROLES[role]
     text_of = {"#": MARK, "a": f" {one_line(problem['answer'])}", ".": None}
     parts = [(text, False) for text in problem_prompt(problem, guidance)]
     for step in problem["steps"]:
         text_of |= {"q": to_line(step["question"]), "s": to_line(step["solution"])}
-        for kind in step_kinds:
-            pieces = split_at_results(text_of[kind]) if kind == "s" and calculator else [text_of[kind]]
-            parts += [(piece, kind in loss_kinds and k % 2 == 0) for k, piece in enumerate(pieces)]
-    return parts + [(text_of[kind], kind in loss_kinds) for kind in close_kinds]
+        for kind in layout.step:
+            is_split = kind == "s" and calculator
+            pieces = split_at_results(text_of[kind]) if is_split else [(text_of[kind], True)]
+            parts += [(text, kind in layout.loss and is_written) for text, is_written in pieces]
+    return parts + [(text_of[kind], kind in layout.loss) for kind in layout.close]
 
 
 ANNOTATION = re.compile(r"<<([^<>]*?)=([^<>=]*)>>")  # GSM8K's calculator annotation, <<3*4=12>>
 
 
 def split_at_results(solution):
-    """What a student writes and what the calculator adds, in turn: ["Bob has <<3+2=", "5>>", "5 cats."]."""
+    """What a student writes and what the calculator adds: a list of (text, whether the student writes it),
+    [("Bob has <<3+2=", True), ("5>>", False), ("5 cats.", True)].
+    """
     pieces, end = [], 0
     for match in ANNOTATION.finditer(solution):
-        pieces += [solution[end:match.start(2)], solution[match.start(2):match.end()]]
+        pieces += [(solution[end:match.start(2)], True), (solution[match.start(2):match.end()], False)]
         end = match.end()
-    return pieces + [solution[end:]]
+    return pieces + [(solution[end:], True)]
 
 
 def merge_steps(problems, share, seed):
@@ -336,22 +341,22 @@ def plan_batches(lengths, batch_tokens, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-PROMPT_STRIDE = 4  # of the tokens that are only read, one in so many bears a loss
+PROMPT_STRIDE = 4  # one in so many of the tokens that are only read has a loss weight in a step
 
 
-def loss_weights(loss_mask, prompt_loss_weight, turn):
+def loss_weights(loss_mask, prompt_loss_weight, step):
     """The weight of each token's loss, (n,) float32: 1 where the loss mask is true.
 
-    Of the other tokens, which are only read, every fourth has four times prompt_loss_weight, at each turn
-    (the step's number) others: in the long run the same, for a quarter of the head's work, which is a third
-    of a small model's.
+    A token that is only read has the weight prompt_loss_weight on average: in each optimizer step every
+    fourth of them has four times that weight, the others have none. The head, a third of a small model's
+    work, then computes the logits of a quarter of them.
     """
-    in_turn = np.arange(len(loss_mask)) % PROMPT_STRIDE == turn % PROMPT_STRIDE
+    in_turn = np.arange(len(loss_mask)) % PROMPT_STRIDE == step % PROMPT_STRIDE
     read = np.where(in_turn, PROMPT_STRIDE * prompt_loss_weight, 0.0)
     return np.where(loss_mask, 1.0, read).astype(np.float32)
 
 
-def make_batch(sequences, prompt_loss_weight=0.0, turn=0, device="cpu"):
+def make_batch(sequences, prompt_loss_weight=0.0, step=0, device="cpu"):
     """Pad sequences of (ids, loss_mask) on the right into tensors for next-token prediction.
 
     Returns
@@ -367,7 +372,7 @@ def make_batch(sequences, prompt_loss_weight=0.0, turn=0, device="cpu"):
     for b, (sequence, loss_mask) in enumerate(sequences):
         n = len(sequence) - 1
         ids[b, :n], targets[b, :n] = sequence[:-1], sequence[1:]
-        weights[b, :n] = loss_weights(loss_mask[1:], prompt_loss_weight, turn)
+        weights[b, :n] = loss_weights(loss_mask[1:], prompt_loss_weight, step)
     loss_positions = np.flatnonzero(weights)
     arrays = ids, loss_positions, targets.reshape(-1)[loss_positions], weights.reshape(-1)[loss_positions]
     tensors = [torch.from_numpy(array) for array in arrays]

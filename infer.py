@@ -40,7 +40,8 @@ from model import GPT, KVCache, prepack_matrices
 # ---- the procedures ----------------------------------------------------------------------------------------
 
 # A procedure is a generator for one problem, which its students have read. It yields a Request for the next
-# line, is sent that line, and fills in the record: steps and answer.
+# line, is sent that line, and fills in the record: steps, answer, and log_p, the log probability (nats) of
+# the solutions and the answer.
 
 MAX_STEPS = 16
 
@@ -48,8 +49,8 @@ MAX_STEPS = 16
 class Request(NamedTuple):
     """Ask a student for a line: append texts to its sequence, then let it write to a newline or the end.
 
-    The procedure is sent (text, stop): what was written, and "newline", "end" (<|endoftext|>) or, in words,
-    why the line was broken off.
+    The procedure is sent (text, stop, log_p): what was written; "newline", "end" (<|endoftext|>) or, in
+    words, why the line was broken off; and its log probability.
     """
     role: str
     kind: str  # "question", "solution" or "answer"
@@ -71,26 +72,22 @@ def socratic(problem, record):
 
 
 def second_look(problem, record):
-    """`socratic`, and a second look: the solver answers the last question alone, in as many steps as needed.
+    """`socratic`, and a second look: the solver answers the last question once more, alone.
 
-    Of its two dialogues counts the one that is not doubtful; else the one that leaves fewer numbers of the
-    problem unused; else the likelier one. This is not in the paper. It helps where the decomposer asks too
-    much or too little, with a solver that has learned to take several steps for one question (`merge_steps`
-    in data.py). record["asked"] keeps the decomposer's questions.
+    A solver that has learned to take several steps for one question (`merge_steps` in data.py) finds what the
+    decomposer forgot to ask, or asked in vain. This is not in the paper. The second dialogue is a record of
+    its own, record["second_look"]; `vote` says which of them counts.
     """
     yield from decompose(problem, record)
-    record["asked"], looks = questions(record), []
-    for asked in (record["asked"], record["asked"][-1:])[:len(record["asked"])]:
-        look = {"steps": [{"question": text} for text in asked]}
-        record["log_p"] = 0.0  # `solve` adds the log probability of each token
+    dialogues, asked = [record], questions(record)
+    if len(asked) > 1:
+        record["second_look"] = new_record() | {"steps": [{"question": asked[-1]}], "asked": asked}
+        dialogues.append(record["second_look"])
+    for dialogue in dialogues:
         try:
-            yield from answer_questions(look)
+            yield from answer_questions(dialogue)
         except Unfinished as e:
-            look |= {"answer": None, "unfinished": str(e)}
-        fit = look["answer"] is not None and not is_doubtful(problem, look)
-        quality = fit, -unused_numbers(problem, look), record.pop("log_p")
-        looks.append((quality, look))
-    record |= max(looks, key=lambda quality_and_look: quality_and_look[0])[1]
+            dialogue["unfinished"] = str(e)
 
 
 def decompose(problem, record):
@@ -109,9 +106,9 @@ def stepwise(problem, record):
     """The decomposer asks each sub-question after it has seen the solution of the one before."""
     seen = ()
     while step := (yield from next_question("stepwise", record, *seen)):
-        step["solution"] = yield from write("solver", "solution", to_line(step["question"]))
+        step["solution"] = yield from write(record, "solver", "solution", to_line(step["question"]))
         seen = [to_line(step["solution"])]
-    record["answer"] = yield from write("solver", "answer", MARK)
+    record["answer"] = yield from write(record, "solver", "answer", MARK)
 
 
 def unified(problem, record):
@@ -126,7 +123,7 @@ def cot(problem, record):
 
 def answer(problem, record):
     """One student says the answer at once."""
-    record["answer"] = yield from write("answer", "answer", MARK)
+    record["answer"] = yield from write(record, "answer", "answer", MARK)
 
 
 # name: the procedure, and the students that it needs, by role
@@ -140,9 +137,14 @@ PROCEDURES = {
 }
 
 
+def new_record():
+    """The record of a dialogue that is about to begin."""
+    return {"steps": [], "answer": None, "unfinished": None, "log_p": 0.0}
+
+
 def next_question(role, record, *append):
     """Let a decomposer ask on. Returns the new step of the record, or None if no question is left."""
-    text, stop = yield Request(role, "question", append)
+    text, stop, _ = yield Request(role, "question", append)
     if stop == "end" and not text and record["steps"]:
         return None
     return add_step(role, record, question=checked(role, "question", text, stop))
@@ -151,8 +153,9 @@ def next_question(role, record, *append):
 def answer_questions(record):
     """The solver answers each sub-question after reading all earlier steps, then says the answer."""
     for k, step in enumerate(record["steps"]):
-        step["solution"] = yield from write("solver", "solution", to_line(step["question"]), anew=k == 0)
-    record["answer"] = yield from write("solver", "answer", MARK)
+        question = to_line(step["question"])
+        step["solution"] = yield from write(record, "solver", "solution", question, anew=k == 0)
+    record["answer"] = yield from write(record, "solver", "answer", MARK)
 
 
 def write_steps(role, kinds, record):
@@ -160,7 +163,8 @@ def write_steps(role, kinds, record):
     while True:
         step = {}
         for kind in kinds:
-            text, stop = yield Request(role, kind)
+            text, stop, log_p = yield Request(role, kind)
+            record["log_p"] += log_p
             if not step and text.startswith(MARK):
                 record["answer"] = checked(role, "answer", text.removeprefix(MARK).strip(), stop)
                 return
@@ -168,9 +172,10 @@ def write_steps(role, kinds, record):
         add_step(role, record, **step)
 
 
-def write(role, kind, *append, anew=False):
+def write(record, role, kind, *append, anew=False):
     """Append texts to a student's sequence and let it write a solution or the answer. Returns that text."""
-    text, stop = yield Request(role, kind, append, anew)
+    text, stop, log_p = yield Request(role, kind, append, anew)
+    record["log_p"] += log_p
     return checked(role, kind, text, stop)
 
 
@@ -238,12 +243,15 @@ PREFILL_TOKENS = 4096  # that a forward reads (more, if one row alone has more):
 
 
 class Student:
-    """A model, its tokenizer, a KV cache for so many rows; the guidance it was trained with, or None; whether
-    it was trained without the calculator; and on which share of problems with merged steps."""
+    """A model, its tokenizer, and a KV cache for so many rows.
 
-    def __init__(self, model, tokenizer, rows, guidance=None, calculates=True, merged_steps=0.0):
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.guidance, self.calculates, self.merged_steps = guidance, calculates, merged_steps
+    about: what student.json says of how it was trained, of that "guidance", "calculates" (whether it learned
+    to do without the calculator), "merged_steps" and "pretrained".
+    """
+
+    def __init__(self, model, tokenizer, rows, about=None):
+        self.model, self.tokenizer, self.about = model.eval(), tokenizer, about or {}
+        self.guidance = self.about.get("guidance")
         self.device = model.wte.weight.device
         self.cache = KVCache(model.config, rows, self.device, model.wte.weight.dtype)
         self.rows = [Row(self, k) for k in range(rows)]
@@ -309,17 +317,20 @@ class Dialogue:
     `take`. since: the number of the forward after which it began to wait. rng: what to sample by.
     """
 
-    def __init__(self, index, problem, procedure, rows, seed, calculator, watch):
-        """rows: {role: Row}; index, calculator and watch: as in `solve`."""
-        self.index, self.rows, self.calculator, self.watch = index, rows, calculator, watch
-        self.record, self.rng = {"steps": [], "answer": None, "unfinished": None}, random.Random(seed)
+    def __init__(self, index, problem, procedure, rows, seed, calculator, forward):
+        """rows: {role: Row}; index and calculator: as in `solve`."""
+        self.index, self.rows, self.calculator = index, rows, calculator
+        self.record, self.rng, self.since = new_record(), random.Random(seed), forward
+        self.request = self.row = None
+        self.text, self.tokens, self.log_p = b"", [], 0.0  # of the line
         for row in rows.values():
             row.begin(problem)
         self.procedure = procedure(problem, self.record)
         self.go_on(None)
 
     def go_on(self, line):
-        """Send the procedure its line, (text, stop) of a Request, and begin the one that it requests next."""
+        """Send the procedure its line, (text, stop, log_p) of a Request, and begin the one that it requests
+        next."""
         self.request = None
         try:
             self.request = self.procedure.send(line)
@@ -328,7 +339,8 @@ class Dialogue:
         except Unfinished as e:
             self.record["unfinished"] = str(e)
             return
-        self.row, self.text, self.tokens = self.rows[self.request.role], b"", []
+        self.row = self.rows[self.request.role]
+        self.text, self.tokens, self.log_p = b"", [], 0.0
         if self.request.anew:
             self.row.forget_the_rest()
         for text in self.request.append:
@@ -336,9 +348,10 @@ class Dialogue:
         if stop := self.limit():
             self.end_line(stop)
 
-    def take(self, token):
-        """Take the next token of the line."""
+    def take(self, token, log_p, forward):
+        """Take the next token of the line and its log probability, from the forward of this number."""
         student = self.row.student
+        self.since, self.log_p = forward, self.log_p + log_p
         if token == student.tokenizer.end:
             return self.end_line("end")
         self.tokens.append(token)
@@ -355,10 +368,7 @@ class Dialogue:
 
     def end_line(self, stop):
         """End the line, and go on."""
-        text = self.text.decode("utf-8", "replace").strip()
-        if self.watch:
-            self.watch(self.request.kind, text)
-        self.go_on((text, stop))
+        self.go_on((self.text.decode("utf-8", "replace").strip(), stop, self.log_p))
 
     def limit(self):
         """Why the line must be broken off, in words; None if it may go on."""
@@ -366,7 +376,7 @@ class Dialogue:
         if self.row.length + len(self.row.pending) > block_size:
             return f"can read no more than {block_size} tokens, the text is too long"
         if len(self.tokens) == MAX_LINE:
-            return f"wrote more than {MAX_LINE} tokens on a line"
+            return f"wrote {MAX_LINE} tokens on a line and no end of it"
         if len(self.tokens) % 8 == 0 and repeats_itself(self.tokens):  # not each time: it takes long
             return "repeated itself"
         return None
@@ -409,16 +419,16 @@ def next_group(dialogues, forward):
     return sorted(group, key=lambda dialogue: dialogue.row.number)  # neighbours in the cache stand together
 
 
-def solve(problems, procedure, students, calculator=True, watch=None, sampling=None, samples=1):
+def solve(problems, procedure, students, calculator=True, sampling=None, samples=1):
     """Run `procedure` for every problem, as many at a time as the students have rows.
 
     problems: an iterable of dicts; one is taken when a row is free. students: {role: Student}, with equally
-    many rows. calculator: whether it completes "<<3*4=". watch(kind, text), if given, sees each line when it
-    is written. sampling: a Sampling, or None for the most likely tokens. samples: dialogues of each problem.
+    many rows. calculator: whether it completes "<<3*4=". sampling: a Sampling, or None for the most likely
+    tokens. samples: dialogues of each problem.
 
     Yields (index of the problem, record) as each dialogue ends. The record has "steps", a list of
-    {"question", "solution"}, "answer", str or None, "unfinished", None or why there is no answer, and with
-    several samples the number, "sample", from 0.
+    {"question", "solution"}, "answer", str or None, "unfinished", None or why there is no answer, "log_p"
+    and, with several samples, the number, "sample", from 0.
     """
     jobs = ((index, problem, k) for index, problem in enumerate(problems) for k in range(samples))
     free = list(range(min(len(student.rows) for student in students.values())))  # numbers of rows
@@ -428,11 +438,10 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
             index, problem, k = job
             rows = {role: student.rows[free[0]] for role, student in students.items()}
             seed = f"{sampling and sampling.seed} {k} {problem['problem']}".encode("utf-8", "replace")
-            dialogue = Dialogue(index, problem, procedure, rows, seed, calculator, watch)
+            dialogue = Dialogue(index, problem, procedure, rows, seed, calculator, forward)
             if samples > 1:
                 dialogue.record["sample"] = k
             if dialogue.request:
-                dialogue.since = forward
                 dialogues[free.pop(0)] = dialogue
             else:
                 yield index, dialogue.record
@@ -442,13 +451,9 @@ def solve(problems, procedure, students, calculator=True, watch=None, sampling=N
         group = next_group(dialogues.values(), forward)
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
-        if any("log_p" in dialogue.record for dialogue in group):
-            log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
-            for dialogue, more in zip(group, log_p.tolist()):
-                dialogue.record["log_p"] += more
-        for dialogue, token in zip(group, tokens.tolist()):
-            dialogue.take(token)
-            dialogue.since = forward
+        log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
+        for dialogue, *token in zip(group, tokens.tolist(), log_p.tolist()):
+            dialogue.take(*token, forward)
             if not dialogue.request:
                 free.append(dialogue.row.number)
                 del dialogues[dialogue.row.number]
@@ -484,25 +489,50 @@ def load_student(folder, role, rows, device="cpu", dtype=torch.float32):
         raise UserError(e)
     tokenizer = Tokenizer.from_pretrained(folder, model.config.vocab_size)
     model = prepack_matrices(model.to(device, dtype))
-    return Student(model, tokenizer, rows, fields.get("guidance"), fields.get("calculates", True),
-                   fields.get("merged_steps", 0.0))
+    return Student(model, tokenizer, rows, fields)
 
 
-# ---- votes and retries -------------------------------------------------------------------------------------
+# ---- votes -------------------------------------------------------------------------------------------------
 
-def vote(records):
-    """The record whose answer most samples of a problem have, between equals the earliest sample's.
+VOTES = 9            # dialogues of a problem, where students from scratch solve it
+UNUSED_NUMBER = 1.5  # nats
 
-    It gets "votes", all answers: a list of str or None. A sample without an answer does not vote.
+
+def vote(problem, records):
+    """Of a problem's dialogues and their second looks the one that counts.
+
+    Each votes for its answer with its probability, divided by e^1.5 for each number of the problem that it
+    does not use: in problems that are so short most numbers are needed. Doubtful ones vote only if all are
+    doubtful. Of the dialogues with the answer that wins, the one with the largest vote counts.
+
+    So answers add up as in self-consistency (Wang et al. 2023), where all votes are equal. Returns the record
+    with "votes", the answers of all dialogues: a list of str or None.
     """
-    records = sorted(records, key=lambda record: record.get("sample", 0))
-    answers = [record["answer"] for record in records]
-    counts = [0 if a is None else sum(b is not None and same_answer(a, b) for b in answers) for a in answers]
-    return records[counts.index(max(counts))] | {"votes": answers}
+    dialogues = []
+    for record in sorted(records, key=lambda record: record.get("sample", -1)):
+        dialogues.append({name: value for name, value in record.items() if name != "second_look"})
+        dialogues += [record["second_look"]] if "second_look" in record else []
+    answered = [one for one in dialogues if one["answer"] is not None]
+    if len(dialogues) == 1 or not answered:
+        return dialogues[0]
+
+    def score(dialogue):
+        return dialogue["log_p"] - UNUSED_NUMBER * unused_numbers(problem, dialogue)
+
+    candidates = [one for one in answered if not is_doubtful(problem, one)] or answered
+    top, groups = max(map(score, candidates)), []  # groups: lists of dialogues with the same answer
+    for one in candidates:
+        group = next((group for group in groups if same_answer(one["answer"], group[0]["answer"])), None)
+        if group:
+            group.append(one)
+        else:
+            groups.append([one])
+    winner = max(groups, key=lambda group: sum(math.exp(score(one) - top) for one in group))
+    return max(winner, key=score) | {"votes": [one["answer"] for one in dialogues]}
 
 
-DECIMALS_OR_MONEY = re.compile(r"\d[./]\d|[$€£]|dollar|cent|money|price|cost|pay|paid|spen[dt]|earn", re.I)
-RETRY_TEMPERATURE = 0.7
+DECIMALS_OR_MONEY = re.compile(
+    r"\d[./]\d|[$€£]|\b(dollar|cents?\b|money|price|cost|pay|paid|spen[dt]|earn)", re.I)
 
 
 def calculations(record):
@@ -525,29 +555,33 @@ def unused_numbers(problem, record):
     return len({*numbers_in(problem["problem"])} - used)
 
 
-def solve_by_vote(problems, procedure, students, samples=1, retries=0, watch=None, **options):
-    """As `solve`, with its parameters, but of several samples one record for each problem: that of `vote`.
-
-    retries: a problem whose record is doubtful is solved so many times more, sampled at RETRY_TEMPERATURE. Of
-        these records those vote that have an answer and are not doubtful; without one the first stays.
+def is_certain(problem, record):
+    """Whether one dialogue decides: with a probability above 1/2 it is likelier than any other can be, and it
+    is not doubtful.
     """
-    records, doubted = defaultdict(list), []
-    for index, record in solve(problems, procedure, students, samples=samples, watch=watch, **options):
-        records[index].append(record)
-        if len(records[index]) == samples:
-            of_problem = records.pop(index)
-            record = vote(of_problem) if samples > 1 else record
-            if retries and is_doubtful(problems[index], record):
-                doubted.append((index, record))
-            else:
-                yield index, record
-    again = [problems[index] for index, _ in doubted]
-    options["sampling"] = Sampling(RETRY_TEMPERATURE)
-    for k, record in solve(again, procedure, students, samples=retries, **options):
-        if record["answer"] is not None and not is_doubtful(again[k], record):
-            records[k].append(record)
-    for k, (index, first) in enumerate(doubted):
-        yield index, vote(records[k]) if records[k] else first
+    is_likely = record["answer"] is not None and record["log_p"] > math.log(0.5)
+    return is_likely and not is_doubtful(problem, record)
+
+
+def solve_by_vote(problems, procedure, students, votes=1, sampling=None, **options):
+    """As `solve`, with its parameters, but of several dialogues of a problem the one that counts: see `vote`.
+
+    votes: how many dialogues. The first takes the most likely tokens; unless it is certain, the others are
+        sampled. One dialogue alone is as `sampling` says.
+    """
+    uncertain = []  # (index, the first record)
+    first_sampling = sampling if votes == 1 else None
+    for index, record in solve(problems, procedure, students, sampling=first_sampling, **options):
+        best = vote(problems[index], [record])
+        if votes == 1 or is_certain(problems[index], best):
+            yield index, best
+        else:
+            uncertain.append((index, record))
+    again, records = [problems[index] for index, _ in uncertain], [[record] for _, record in uncertain]
+    for k, record in solve(again, procedure, students, sampling=sampling, samples=votes - 1, **options):
+        records[k].append(record)
+        if len(records[k]) == votes:
+            yield uncertain[k][0], vote(again[k], records[k])
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------
@@ -583,13 +617,13 @@ def percentage(hits):
 
 
 def questions(record):
-    """The sub-questions of a problem, or those asked in a record: a list of texts of one line each."""
-    return record.get("asked") or [one_line(step["question"]) for step in record["steps"]]
+    """The sub-questions of a problem or a record: a list of texts of one line each."""
+    return [one_line(step["question"]) for step in record["steps"]]
 
 
 def question_metrics(problems, results):
     """How the students' sub-questions match the teacher's: lines, none if no teacher's are known."""
-    pairs = [(questions(result), questions(problem))
+    pairs = [(result.get("asked") or questions(result), questions(problem))
              for problem, result in zip(problems, results) if problem.get("steps")]
     if not pairs:
         return []
@@ -639,7 +673,8 @@ def evaluate_file(args, problems, procedure, students, options):
     """
     if args.report:
         args.report.touch()  # fails now, not after the evaluation
-    results = resume(args, problems, options) if args.out else {}  # {index of the problem: its result}
+    # {index of the problem: its result}
+    results = resume(args, problems, procedure, options) if args.out else {}
     # the longest first: rows beside each other are equally long, and no long one is left alone at the end
     todo = [index for index in range(len(problems)) if index not in results]
     todo.sort(key=lambda index: -len(problems[index]["problem"]))
@@ -652,6 +687,7 @@ def evaluate_file(args, problems, procedure, students, options):
                 correct = record["answer"] is not None and same_answer(record["answer"], problem["answer"])
                 scored.append(correct)
                 bar.set_postfix_str(f"accuracy {100 * sum(scored) / len(scored):.1f} %", refresh=False)
+            del record["log_p"]  # its last digits depend on the rows beside it
             about = {"row": index + 1, "id": problem.get("id", index + 1), "problem": problem["problem"]}
             results[index] = about | record | {"correct": correct, "teacher": problem.get("answer")}
             if args.out:
@@ -679,17 +715,16 @@ def read_results(path):
     return read_run_file(path, "no results file of --eval FILE --out FILE")
 
 
-def resume(args, problems, options):
+def resume(args, problems, procedure, options):
     """The results that the file of --out holds, {index: result}; it is cut to whole lines, or begun. Raises
     UserError, and leaves it as it was, if it is another run's, with other settings, or foreign.
     """
     path = args.out
     weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
     settings = {
-        "procedure": args.procedure, "second_look": args.second_look, "problems": checksum(problems),
+        "procedure": procedure.__name__, "problems": checksum(problems),
         "calculator": options["calculator"],
-        "sampling": options["sampling"] and list(options["sampling"]), "votes": options["samples"],
-        "retries": options["retries"],
+        "sampling": options["sampling"] and list(options["sampling"]), "votes": options["votes"],
         "dtype": args.dtype, "students": [hashlib.sha256(each).hexdigest()[:16] for each in weights]}
     path.touch()
     if not path.is_file():  # /dev/stdout
@@ -756,27 +791,15 @@ PROBLEM_SIGN = re.compile(r"\d|\?|\b(two|three|four|five|six|seven|eight|nine|te
 
 
 def show(problem, procedure, students, options):
-    """Solve one problem (a dict) and print the dialogue, each line when it is written. Returns whether there
-    is an answer. A text such as "Hello", which has neither a number nor a question mark, gets one line.
+    """Solve one problem (a dict) and print the dialogue. Returns whether there is an answer. A text such as
+    "Hello", which has neither a number nor a question mark, gets one line.
     """
-    counts = Counter()  # lines of each kind so far
-
-    def watch(kind, text):
-        if kind == "answer" or not text or text.startswith(MARK):
-            return
-        counts[kind] += 1
-        is_second_look = procedure is second_look and counts["solution"] > counts["question"]
-        label = "Second look" if is_second_look else f"{kind.capitalize()} {counts[kind]}"
-        print(f"{label}: {printable(text)}", flush=True)
-
     if not PROBLEM_SIGN.search(problem["problem"]):
         print(NO_PROBLEM)
         return False
-    (_, record), = solve_by_vote([problem], procedure, students, watch=watch, **options)
-    if "votes" in record:
-        print("A result below 0 or with decimals is probably wrong. Most other dialogues say:")
-        for k, step in enumerate(record["steps"], 1):
-            print(*(f"{kind.capitalize()} {k}: {printable(text)}" for kind, text in step.items()), sep="\n")
+    (_, record), = solve_by_vote([problem], procedure, students, **options)
+    for k, step in enumerate(record["steps"], 1):
+        print(*(f"{kind.capitalize()} {k}: {printable(text)}" for kind, text in step.items()), sep="\n")
     print(printable(answer_line(record)), flush=True)
     return record["answer"] is not None
 
@@ -835,12 +858,12 @@ def parse_args(argv=None):
     add("--limit", type=whole_number(1), help="only so many problems of --eval")
     add("--out", type=Path, help="append each result of --eval; the same command goes on where it stopped")
     add("--report", type=Path, help="write the dialogues of --eval as one HTML page")
-    add("--votes", type=whole_number(1), help="sample so many dialogues; the answer that most have counts")
+    add("--votes", type=whole_number(1), metavar="N",
+        help=f"let N dialogues vote on the answer, where one is not certain ({VOTES}; 1 if a student is a "
+             "fine-tuned GPT-2)")
     add("--no-second-look", action="store_true",
         help="socratic as in the paper alone: the solver does not try the last question by itself as well")
-    add("--retries", type=whole_number(0), metavar="N",
-        help="where a result is below 0, or has decimals and the problem none: sample N more dialogues (8)")
-    add("--temperature", type=number(0), help="sample tokens (0: take the most likely; 0.7 with --votes)")
+    add("--temperature", type=number(0), help="of sampling (0.7 with votes, else 0: the most likely tokens)")
     add("--top-k", type=whole_number(0), default=0, help="sample from so many most likely tokens (all)")
     add("--top-p", type=number(0, 1, above=True), default=1.0, help="of the most likely that sum to this")
     add("--seed", type=int, default=0, help="of sampling (%(default)s)")
@@ -848,11 +871,7 @@ def parse_args(argv=None):
     add("--device", help="(cuda or mps if there is one, else cpu)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     args = p.parse_args(argv)
-    if args.temperature is None:
-        args.temperature = 0.7 if args.votes else 0.0
-    if args.retries is None:
-        args.retries = 0 if args.temperature or args.no_calculator else 8
-    for flag in ("limit", "out", "report", "votes"):
+    for flag in ("limit", "out", "report"):
         if getattr(args, flag) and not args.eval:
             raise UserError(f"--{flag} goes with --eval FILE", 2)
     if args.no_second_look and args.procedure != "socratic":
@@ -861,7 +880,7 @@ def parse_args(argv=None):
         raise UserError("--procedure given needs sub-questions: from --eval FILE or at the prompt", 2)
     if args.guide and args.eval:
         raise UserError("--guide does not go with --eval, which tells the steps or equations of the file", 2)
-    if not args.temperature and (args.votes or args.top_k or args.top_p < 1):
+    if args.temperature == 0 and ((args.votes or 1) > 1 or args.top_k or args.top_p < 1):
         raise UserError("--votes, --top-k and --top-p need a --temperature of more than 0", 2)
     flags = {role: student_flag(role) for role in PROCEDURES[args.procedure][1]}
     for flag in ("solver", "decomposer", "student"):
@@ -879,23 +898,26 @@ def main(argv=None):
     procedure, problems = PROCEDURES[args.procedure][0], []
     if args.eval:
         problems = read_problems(args.eval, steps=procedure is given, answer=False)[:args.limit]
-    options = {"calculator": not args.no_calculator, "samples": args.votes or 1, "sampling": None,
-               "retries": args.retries}
-    if args.temperature:
-        options["sampling"] = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    rows = min(args.rows, max(1, len(problems)) * options["samples"])
+    rows = min(args.rows, max(1, len(problems)) * (args.votes or VOTES))
     device, dtype = get_device(args.device), getattr(torch, args.dtype)
     students = {role: load_student(folder, role, rows, device, dtype)
                 for role, folder in args.folders.items()}
-    args.second_look = (procedure is socratic and not args.no_second_look
-                        and students["solver"].merged_steps > 0)
-    procedure = second_look if args.second_look else procedure
+    if procedure is socratic and students["solver"].about.get("merged_steps") and not args.no_second_look:
+        procedure = second_look
+    if args.votes is None:
+        fine_tuned = any(student.about.get("pretrained") for student in students.values())
+        args.votes = 1 if fine_tuned or args.temperature is not None else VOTES
+    if args.temperature is None:
+        args.temperature = 0.7 if args.votes > 1 or args.top_k or args.top_p < 1 else 0.0
+    options = {"calculator": not args.no_calculator, "votes": args.votes, "sampling": None}
+    if args.temperature:
+        options["sampling"] = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     told = args.guide or all("guide" in problem or problem.get("steps") for problem in problems or [{}])
     for role, student in students.items():
         if student.guidance and not told:
             raise UserError(f"the {role} was trained with --guidance {student.guidance}: tell it by --guide "
                             "TEXT, or in a file by 'steps' or 'guide' of each problem", 2)
-        if args.no_calculator and "s" in ROLES[role].loss and not student.calculates:
+        if args.no_calculator and "s" in ROLES[role].loss and not student.about.get("calculates", True):
             raise UserError(f"the {role} was not trained to calculate: train.py --no-calculator does", 2)
     if args.guide and not any(student.guidance for student in students.values()):
         raise UserError("--guide is for students that were trained with --guidance", 2)

@@ -47,7 +47,7 @@ FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "cop
 FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
 FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0,
                "merged_steps": 0.0}
-NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 4, "n_embd": 96, "dropout": 0.0}
+NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 3, "n_embd": 96, "dropout": 0.0}
 
 
 def build_parser():
@@ -68,7 +68,7 @@ def build_parser():
     add("--tokenizer", choices=["learned", "gpt2"], help="of a student from scratch (learned)")
     add("--vocab-size", type=whole_number(257), help="of a learned vocabulary, tokens (2048)")
     add("--block-size", type=whole_number(1), help="longest sequence, tokens (512; with --init its own)")
-    add("--n-layer", type=whole_number(1), help="(4)")
+    add("--n-layer", type=whole_number(1), help="(3)")
     add("--n-head", type=whole_number(1), help="(one for every 32 of --n-embd)")
     add("--n-embd", type=whole_number(1), help="(96)")
     add("--dropout", type=number(0, 0.99), help="(0; with --init its own)")
@@ -80,7 +80,7 @@ def build_parser():
     add("--patience", type=whole_number(1), metavar="N",
         help="stop when N evaluations, of ten in all, brought no improvement")
     add("--save-minutes", type=number(0, above=True), default=5.0, help="between checkpoints (%(default)s)")
-    add("--batch-tokens", type=whole_number(1), help="of a step, padding included (1024; 8192 on a GPU)")
+    add("--batch-tokens", type=whole_number(1), help="of a step, padding included (1024; 8192 with CUDA)")
     add("--grad-accum", type=whole_number(1), default=1, metavar="N", help="micro-batches of a step (1)")
     add("--optimizer", choices=["muon", "adamw"], help="(muon; to fine-tune adamw)")
     add("--lr", type=number(0, above=True),
@@ -99,7 +99,7 @@ def build_parser():
     add("--compile", action="store_true", help="let torch.compile fuse the model's kernels")
     add("--checkpoint-activations", action="store_true", help="compute activations twice, in less memory")
     add("--device", help="(cuda or mps if there is one, else cpu)")
-    add("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32; on a GPU its best)")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="(float32; with CUDA its best)")
     return p
 
 
@@ -298,7 +298,7 @@ def count_solved(model, tokenizer, problems, args):
         return {}  # it cannot go on without a solver
     c = model.config  # a cache of 256 MiB at most, beside the optimizer's state
     n_rows = max(1, min(len(problems), 2 ** 26 // (2 * c.n_layer * c.n_embd * c.block_size)))
-    students, solved = {args.role: infer.Student(model, tokenizer, n_rows, args.guidance)}, 0
+    students, solved = {args.role: infer.Student(model, tokenizer, n_rows, {"guidance": args.guidance})}, 0
     for i, record in infer.solve(problems, procedure, students, calculator=not args.no_calculator):
         if args.role == "decomposer":
             solved += infer.questions(record) == infer.questions(problems[i])
@@ -425,7 +425,7 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
     max_over_ranks = DelayedMax(args.world)
     saved_at = progress.seconds
     start = time.perf_counter() - saved_at
-    # a run that is resumed to be longer has fewer of its tenths behind it
+    # where a run of 10 minutes is resumed with --minutes 20, half of the new run's tenths are to be evaluated
     progress.eval_index = min(progress.eval_index, int(10 * progress.share_done(args)))
 
     with TrainingLog(args, data.rows, progress) as log, catch_signals() as signals:
@@ -550,17 +550,17 @@ class Data:
         """A step's sequences for the micro-batches of all ranks; some are empty if there are too few."""
         return np.array_split(indices, self.args.grad_accum * self.args.world)
 
-    def micro_batches(self, indices, prompt_weight, turn):
+    def micro_batches(self, indices, prompt_weight, step):
         """Yield this rank's micro-batches of a step, as tensors."""
         for part in self.split(indices)[self.args.rank::self.args.world]:
             if len(part):
                 sequences = [self.sequences[i] for i in part]
-                yield make_batch(sequences, prompt_weight, turn, self.args.device)
+                yield make_batch(sequences, prompt_weight, step, self.args.device)
 
-    def sum_of_weights(self, indices, prompt_weight, turn):
+    def sum_of_weights(self, indices, prompt_weight, step):
         """The sum of a step's loss weights, over all micro-batches and ranks."""
         masks = [self.sequences[i][1] for i in indices]
-        return float(sum(loss_weights(mask[1:], prompt_weight, turn).sum() for mask in masks))
+        return float(sum(loss_weights(mask[1:], prompt_weight, step).sum() for mask in masks))
 
     def count_tokens(self, indices, progress):
         """Count a step's tokens, of all ranks, in `progress`."""
@@ -700,8 +700,8 @@ def count_flops(config, batch):
 # ---- checkpoints -------------------------------------------------------------------------------------------
 
 LENGTH = "minutes", "steps", "epochs"
-MAY_CHANGE = *LENGTH, "patience", "save_minutes", "grad_accum", "device", "compile", "checkpoint_activations"
-NO_SETTINGS = "out", "force", "resume", "rank", "world", "max_steps"
+MAY_CHANGE = *LENGTH, "patience", "save_minutes", "grad_accum", "compile", "checkpoint_activations"
+NO_SETTINGS = "out", "force", "resume", "device", "rank", "world", "max_steps"
 
 
 def parse_args(argv=None):
@@ -812,28 +812,18 @@ def claim_out_folder(args):
 
 
 def next_command(args):
-    """What to type when the student is ready: train its partner, unless that is there or in training beside
-    this one, or solve problems.
-    """
-    has_partner = args.out == Path("runs/solver") and Path("runs/decomposer").exists()
-    if args.role == "solver" and not has_partner:
-        fine_tuned = args.init and is_pretrained(args.init)
-        words = ["train.py", "--role", "decomposer", "--init", args.init if fine_tuned else args.out]
+    """What to type when the student is ready: train the other one of a pair, or solve problems."""
+    is_default = args.out == Path("runs", args.role)
+    partner = {"solver": "decomposer", "decomposer": "solver", "stepwise": "solver"}.get(args.role)
+    words = ["infer.py"] if args.role in ("solver", "decomposer") else ["infer.py", "--procedure", args.role]
+    if is_default and partner and not Path("runs", partner).exists():
+        words = ["train.py", "--role", partner]
         if args.train != Path("annotations/train.jsonl"):
-            words += ["--train", args.train, "--valid", args.valid]
-        if args.out != Path("runs/solver"):
-            words += ["--out", f"{args.out}-decomposer"]
-        words += [] if args.init else ["--minutes", "2.5"]
-        for flag in ("epochs", "patience") if args.init else ():
-            words += [f"--{flag}", getattr(args, flag)] if getattr(args, flag) else []
-    else:
-        is_default = args.role in ("solver", "decomposer")
-        words = ["infer.py"] if is_default else ["infer.py", "--procedure", args.role]
-        if args.role == "decomposer" and args.init and (args.init / "student.json").exists():
-            words += ["--solver", args.init] if args.init != Path("runs/solver") else []
-        if args.out != Path("runs", args.role):
-            words += [f"--{infer.student_flag(args.role)}", args.out]
-    return shlex.join(["python", *map(str, words)])
+            words += ["--train", str(args.train), "--valid", str(args.valid)]
+    elif not is_default:
+        words += [f"--{infer.student_flag(args.role)}", str(args.out)]
+        words += [f"--{partner}", "ITS_FOLDER"] if partner else []
+    return shlex.join(["python", *words])
 
 
 def report(args, progress):

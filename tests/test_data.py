@@ -145,14 +145,14 @@ def test_a_batch_weighs_the_next_token_of_each_position():
     ids, loss_positions, targets, weights = make_batch(sequences)
     assert ids.tolist() == [[5, 6, 0], [1, 2, 3]]
     assert (loss_positions.tolist(), targets.tolist(), weights.tolist()) == ([0, 4, 5], [6, 3, 4], [1, 1, 1])
-    # what is only read bears its loss in one turn of four, four times as much; the padding never
-    over_turns, next_tokens = Counter(), {}
-    for turn in range(8):
-        _, loss_positions, targets, weights = make_batch(sequences, prompt_loss_weight=0.25, turn=turn)
+    # what is only read has a weight in one step of four, four times as much; the padding never
+    over_steps, next_tokens = Counter(), {}
+    for step in range(8):
+        _, loss_positions, targets, weights = make_batch(sequences, prompt_loss_weight=0.25, step=step)
         next_tokens |= dict(zip(loss_positions.tolist(), targets.tolist()))
-        over_turns.update(dict(zip(loss_positions.tolist(), (weights / 8).tolist())))
+        over_steps.update(dict(zip(loss_positions.tolist(), (weights / 8).tolist())))
     assert next_tokens == {0: 6, 1: 7, 3: 2, 4: 3, 5: 4}
-    assert over_turns == {0: 1.0, 1: 0.25, 3: 0.25, 4: 1.0, 5: 1.0}
+    assert over_steps == {0: 1.0, 1: 0.25, 3: 0.25, 4: 1.0, 5: 1.0}
 
 
 @pytest.mark.parametrize("budget", [1, 64, 512])

@@ -76,7 +76,7 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
 
     Returns the record and how many tokens the students wrote.
     """
-    record, sequences, written, reply = {"steps": [], "answer": None, "unfinished": None}, {}, 0, None
+    record, sequences, written, reply = infer.new_record(), {}, 0, None
     record |= {"sample": sample} if sampling else {}
     requests = procedure(problem, record)
     rng = random.Random(f"{sampling and sampling.seed} {sample} {problem['problem']}")
@@ -88,7 +88,7 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
         except Unfinished as e:
             return record | {"unfinished": str(e)}, written
         model, tokenizer = students[role].model, students[role].tokenizer
-        block_size, text, line, stop = model.config.block_size, b"", [], None
+        block_size, text, line, stop, log_p = model.config.block_size, b"", [], None, 0.0
         prompt = tokenizer.encode(to_line(problem["problem"]))
         ids = sequences[role] = prompt if anew else sequences.get(role, prompt)
         for part in append:
@@ -97,13 +97,12 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
             if len(ids) > block_size:
                 stop = f"can read no more than {block_size} tokens, the text is too long"
             elif len(line) == infer.MAX_LINE:
-                stop = f"wrote more than {infer.MAX_LINE} tokens on a line"
+                stop = f"wrote {infer.MAX_LINE} tokens on a line and no end of it"
             else:
                 with torch.no_grad():
                     logits = model(torch.tensor([ids]))[0, -1]
                 token = sampled(logits, sampling, rng.random()) if sampling else int(logits.argmax())
-                if "log_p" in record:
-                    record["log_p"] += logits.log_softmax(-1)[token].item()
+                log_p += logits.log_softmax(-1)[token].item()
                 written += 1
                 if token == tokenizer.end:
                     stop = "end"
@@ -116,7 +115,13 @@ def plain_loop(problem, procedure, students, calculator, sampling=None, sample=0
                 elif calculator and text.endswith(b"=") and (result := calculator_result(text)):
                     ids += tokenizer.encode(result)
                     text += result.encode()
-        reply = text.decode("utf-8", "replace").strip(), stop
+        reply = text.decode("utf-8", "replace").strip(), stop, log_p
+
+
+def but_for_rounding(record):
+    """What a record must be equal to."""
+    more = {"second_look": but_for_rounding(record["second_look"])} if "second_look" in record else {}
+    return record | {"log_p": pytest.approx(record["log_p"], abs=1e-4)} | more
 
 
 SAMPLING = Sampling(temperature=1.2, top_k=40, top_p=0.95, seed=7)
@@ -145,7 +150,8 @@ def test_dialogues_are_those_of_a_plain_loop(name, sampling, trained, monkeypatc
             found = list(solve(problems, procedure, students, calculator, sampling=sampling, samples=samples))
             assert len(found) == len(plain)
             for index, record in found:
-                assert record == plain[problems[index]["problem"], record.get("sample", 0)][0]
+                expected = plain[problems[index]["problem"], record.get("sample", 0)][0]
+                assert record == but_for_rounding(expected)
             counted = sum(student.tokens_written for student in students.values())
             assert counted == sum(n_written for _, n_written in plain.values())
         records = [record for record, _ in plain.values()]  # as varied as they should be
@@ -178,8 +184,8 @@ class Script(Student):
     It is also its cache: `written` holds the ids in each row, `read_texts` all that it has read, in order.
     """
 
-    def __init__(self, *scripts, rows=1, **fields):
-        super().__init__(GPT(GPTConfig(BYTES.vocab_size, 400, 1, 1, 2)), BYTES, rows, **fields)
+    def __init__(self, *scripts, rows=1, **about):
+        super().__init__(GPT(GPTConfig(BYTES.vocab_size, 400, 1, 1, 2)), BYTES, rows, about)
         self.scripts = [BYTES.encode(script) + [BYTES.end] for script in scripts]
         self.cache, self.model.forward = self, self.forward
         self.written, self.read_texts = {}, []
@@ -198,7 +204,7 @@ class Script(Student):
             assert len(sequence) == start + n, "a row skips a position"
             self.read_texts.append(BYTES.decode(new))
             following = [script for script in self.scripts if script[:len(sequence)] == sequence]
-            logits[k, following[0][len(sequence)] if following else ord("?")] = 1
+            logits[k, following[0][len(sequence)] if following else ord("?")] = 100
         return logits
 
 
@@ -212,7 +218,7 @@ ANN = {"problem": "Ann has 3.", "answer": "12", "steps": [
 
 def scripted(rows=1):
     """A decomposer, and a solver that cannot do arithmetic but goes on correctly after a correct result."""
-    return {"solver": Script(WRONG, RIGHT, rows=rows), "decomposer": Script(ASK, rows=rows)}
+    return {"solver": Script(WRONG, RIGHT, rows=rows, pretrained=True), "decomposer": Script(ASK, rows=rows)}
 
 
 @pytest.mark.parametrize("rows, samples", [(1, 1), (1, 3), (2, 3), (5, 3)])
@@ -246,7 +252,7 @@ def test_each_student_reads_and_writes_the_sequence_of_its_role(name, guidance, 
     (_, record), = solve([ANN], procedure, students)
     fields = {"cot": ["solution"], "answer": []}.get(name, ["question", "solution"])
     steps = [{field: step[field] for field in fields} for step in ANN["steps"]] if fields else []
-    assert record == {"steps": steps, "answer": "12", "unfinished": None}
+    assert record == {"steps": steps, "answer": "12", "unfinished": None, "log_p": pytest.approx(0, abs=1e-6)}
     for one in students.values():
         assert one.written[0] + [BYTES.end] == one.scripts[0]
 
@@ -264,43 +270,42 @@ def test_each_student_reads_and_writes_the_sequence_of_its_role(name, guidance, 
     ("cot", ["s", "#### 5"], "the cot student did not end its answer properly"),
     ("answer", ["."], "the answer student wrote no answer")])
 def test_a_dialogue_that_goes_astray_ends_and_says_why(name, lines, why):
-    requests = PROCEDURES[name][0](ANN, {"steps": [], "answer": None})
+    requests = PROCEDURES[name][0](ANN, infer.new_record())
     requests.send(None)
     with pytest.raises(Unfinished, match=f"^{why}$"):
         for text in lines:
-            requests.send((text[:-1], "end") if text.endswith(".") else (text, "newline"))
+            requests.send((text[:-1], "end", -1.0) if text.endswith(".") else (text, "newline", -1.0))
 
 
-@pytest.mark.parametrize("whole, alone, chosen", [  # answer and log probability of both looks
-    (("5", -1.0), ("7", -2.0), "5"), (("5", -2.0), ("7", -1.0), "7"), (("5", -2.0), ("-7", -1.0), "5"),
-    (("", -1.0), ("7", -2.0), "7"), (("5", -2.0), ("", -1.0), "5"), (("3", -2.0), ("7", -1.0), "3")])
-def test_the_better_of_two_looks_counts(whole, alone, chosen):
-    record = {"steps": [], "answer": None, "unfinished": None}
+@pytest.mark.parametrize("whole", ["5", ""])
+def test_a_second_look_is_a_dialogue_of_its_own(whole):
+    """About the last question alone, also where the first has come to no answer."""
+    record, appended = infer.new_record(), []
     requests = infer.second_look(ANN, record)
-    written = [("Q1?", 0), ("Q2?", 0), ("", 0), ("s1", 0), (f"<<1*{whole[0]}={whole[0]}>>", 0), whole,
-               (f"<<1*{alone[0]}={alone[0]}>>", 0), alone]
-    request, appended = next(requests), []
+    request = next(requests)
     with pytest.raises(StopIteration):
-        for text, log_p in written:
+        for text in ("Q1?", "Q2?", "", "s1", "s2", whole, "s3", "7"):
             appended.append((request.anew, *request.append))
-            if request.role == "solver":
-                record["log_p"] += log_p
-            request = requests.send((text, "end" if request.kind == "answer" or not text else "newline"))
+            stop = "end" if request.kind == "answer" or not text else "newline"
+            request = requests.send((text, stop, -0.5))
     assert appended[3:] == [(True, " Q1?\n"), (False, " Q2?\n"), (False, "####"),
                             (True, " Q2?\n"), (False, "####")]
-    assert record["answer"] == chosen and record["asked"] == ["Q1?", "Q2?"] and not record["unfinished"]
-    assert [step["question"] for step in record["steps"]] == ["Q1?", "Q2?"][chosen == alone[0]:]
+    first = {"steps": [{"question": "Q1?", "solution": "s1"}, {"question": "Q2?", "solution": "s2"}],
+             "answer": whole or None, "log_p": -1.5,
+             "unfinished": None if whole else "the solver wrote no answer"}
+    assert record == first | {"second_look": {"steps": [{"question": "Q2?", "solution": "s3"}], "answer": "7",
+                                              "unfinished": None, "log_p": -1.0, "asked": ["Q1?", "Q2?"]}}
 
 
 def test_there_is_no_second_look_at_one_question():
-    record = {"steps": [], "answer": None}
+    record = infer.new_record()
     requests = infer.second_look(ANN, record)
     next(requests)
-    for line in ("Q?", "newline"), ("", "end"), ("s", "newline"):
+    for line in ("Q?", "newline", 0.0), ("", "end", 0.0), ("s", "newline", 0.0):
         requests.send(line)
     with pytest.raises(StopIteration):
-        requests.send(("5", "end"))
-    assert record["answer"] == "5" and len(record["steps"]) == 1
+        requests.send(("5", "end", 0.0))
+    assert record["answer"] == "5" and len(record["steps"]) == 1 and "second_look" not in record
 
 
 def test_a_line_that_repeats_itself_is_cut():
@@ -323,46 +328,40 @@ def test_wilson_and_mcnemar_are_those_of_scipy():
         assert mcnemar(a, b) == pytest.approx(stats.binomtest(a, a + b).pvalue if a + b else 1.0, rel=1e-9)
 
 
-@pytest.mark.parametrize("answers, sample", [  # of the samples in order, and the one that is chosen
-    (["7", None, "8", "8.0", "$8", None], 2), (["5", "6"], 0), ([None, None], 0)])
-def test_samples_vote_by_answers_as_numbers(answers, sample):
-    records = [{"sample": k, "answer": answer} for k, answer in enumerate(answers)]
-    assert vote(records) == vote(records[::-1]) == records[sample] | {"votes": answers}
+def dialogue(answer, log_p=0.0, equation="5+8", **more):
+    steps = [{"question": "How many?", "solution": f"<<{equation}={answer}>>{answer}"}]
+    return {"steps": steps, "answer": answer, "unfinished": None, "log_p": log_p, **more}
 
 
-def dialogue(result, answer=None, **more):
-    steps = [{"question": "How many?", "solution": f"<<5-8={result}>>{result}"}]
-    return {"steps": steps, "answer": answer or result, "unfinished": None, **more}
+@pytest.mark.parametrize("dialogues, winner", [
+    ([dialogue("7"), dialogue("8"), dialogue("8.0"), dialogue("$8")], 1),  # answers are numbers
+    ([dialogue("7", -1.0), dialogue("8", -1.8), dialogue("8", -1.7)], 0),  # e^-1 > e^-1.8 + e^-1.7
+    ([dialogue("7", -1.0), dialogue("8", -1.7), dialogue("8", -1.6)], 2),  # e^-1 < e^-1.7 + e^-1.6
+    ([dialogue("7", -1.0, "5+5"), dialogue("8", -2.4)], 1),  # does not use the 8, which costs it 1.5
+    ([dialogue("7", -1.0, "5+5"), dialogue("8", -2.6)], 0),
+    ([dialogue("-7", -1.0), dialogue("8", -9.0), dialogue("2.5", -1.0)], 1),  # doubtful ones have no vote
+    ([dialogue("-7", -1.0), dialogue("2.5", -0.9)], 1),  # but if all are
+    ([dialogue(None, -1.0), dialogue("8", -800.0), dialogue("7", -801.0)], 1), ([dialogue(None)] * 2, 0)])
+def test_answers_win_by_the_probability_of_their_dialogues(dialogues, winner):
+    problem = {"problem": "Tom has 5 apples, Ann has 8."}
+    for k in range(len(dialogues)):  # whichever are second looks, in whatever order
+        records = [one | {"sample": n} for n, one in enumerate(dialogues)]
+        if 0 < k:
+            records[k - 1]["second_look"] = dialogues[k] | {"asked": []}
+            del records[k]
+        found = vote(problem, random.Random(k).sample(records, len(records)))
+        assert {name: found[name] for name in dialogues[winner]} == dialogues[winner]
+        answers = [one["answer"] for one in dialogues]
+        assert found.get("votes") == (answers if any(answers) else None)
 
 
 @pytest.mark.parametrize("problem, result, doubtful", [
     ("Tom has 5 apples.", "3", False), ("Tom has 5 apples.", "-3", True), ("Tom has 5 apples.", "2.5", True),
-    ("Tom has $5.", "2.5", False), ("Tom has 5 dollars.", "-3", True), ("The price is 5.", "2.5", False),
+    ("Tom has $5.", "2.5", False), ("Tom learns 5 songs.", "2.5", True),
+    ("Tom has 5 dollars.", "-3", True), ("The price is 5.", "2.5", False),
     ("A rope of 2.5 meters.", "1.25", False), ("He eats 1/2 of it.", "2.5", False)])
 def test_results_below_zero_or_with_decimals_are_doubtful(problem, result, doubtful):
     assert is_doubtful({"problem": problem}, dialogue(result)) == doubtful
-
-
-def test_doubtful_problems_are_solved_again_by_vote(monkeypatch):
-    """Three problems, then four more dialogues of each doubtful one, of which the doubtful do not vote."""
-    first = [dialogue("-3"), dialogue("13"), dialogue("0.6", "3")]
-    more = {"a": ["2", "13", "-3", "13"], "c": ["0.6", "-3", "0.6", "-3"]}
-
-    def solve(problems, procedure, students, samples=1, sampling=None, **options):
-        if sampling is None:
-            yield from enumerate(first)
-            return
-        assert [problem["problem"] for problem in problems] == (["a", "c"] if samples else [])
-        for k in range(samples):
-            for index, problem in enumerate(problems):
-                yield index, dialogue(more[problem["problem"]][k], sample=k)
-
-    monkeypatch.setattr(infer, "solve", solve)
-    problems = [{"problem": name} for name in "abc"]
-    found = dict(infer.solve_by_vote(problems, infer.cot, {}, retries=4))
-    assert found[0]["answer"] == "13" and found[0]["votes"] == ["2", "13", "13"]
-    assert (found[1], found[2]) == (first[1], first[2])
-    assert dict(infer.solve_by_vote(problems, infer.cot, {})) == dict(enumerate(first))
 
 
 @pytest.fixture
@@ -430,7 +429,7 @@ def test_samples_vote_in_an_evaluation(run):
         lines = run("--out", "o", "--votes", 3, "--temperature", 0.01,
                     problems=[ANN, ANN | {"answer": "13"}, no_utf8])
         assert "accuracy 50.0 % (1/2)" in lines[-1]
-        assert [row["votes"] for row in rows_of("o")] == [["12"] * 3] * 2 + [[None] * 3]
+        assert not any("votes" in row for row in rows_of("o"))  # all are certain, or have no answer
         Path("o").write_bytes(b"".join(Path("o").read_bytes().splitlines(True)[:-1]))  # the last is lost
 
 
@@ -456,7 +455,7 @@ def folder(trained, tmp_path):
     """The folder of a solver."""
     for part in trained["solver"]:
         part.save_pretrained(tmp_path)
-    (tmp_path / "student.json").write_text('{"role": "solver"}')
+    (tmp_path / "student.json").write_text('{"role": "solver", "pretrained": true}')
     return tmp_path
 
 
@@ -508,7 +507,7 @@ def test_another_runs_results_and_foreign_files_are_refused(run):
     Path("other_weights").mkdir()
     Path("other_weights/model.safetensors").write_text("x")
     for content, flags, status, message in (
-            (own, ["--no-calculator", "--limit", 1], 2, another.format("problems, calculator, retries")),
+            (own, ["--no-calculator", "--limit", 1], 2, another.format("problems, calculator")),
             (own, ["--solver", "other_weights"], 2, another.format("students")),
             (b'{"problem": "x"}\n', [], 1, foreign), (b"notes", [], 1, foreign)):
         Path("o").write_bytes(content)
@@ -537,22 +536,8 @@ def test_two_results_files_are_compared(run):
 
 # ---- the prompt and the flags ------------------------------------------------------------------------------
 
-TRANSCRIPT = ["Question 1: How many with 4?", "Question 2: How many with 5?",
-              "Solution 1: <<3+4=7>> 7.", "Solution 2: <<7+5=12>> 12.", "Answer: 12"]
-
-
-def test_a_problem_is_solved_before_the_readers_eyes(run, monkeypatch, capsys):
-    """Each line is printed when it is written, not at the end."""
-    asked = []
-
-    def choose(logits, *_):
-        asked.append(capsys.readouterr().out)
-        return logits.argmax(-1)
-
-    assert run("--problem", "Ann  has\n3.") == TRANSCRIPT
-    monkeypatch.setattr(infer, "choose", choose)
-    assert run("--problem", "Ann has 3.") == TRANSCRIPT[-1:]
-    assert [text for text in asked if text] == [f"{line}\n" for line in TRANSCRIPT[:-1]]
+TRANSCRIPT = ["Question 1: How many with 4?", "Solution 1: <<3+4=7>> 7.",
+              "Question 2: How many with 5?", "Solution 2: <<7+5=12>> 12.", "Answer: 12"]
 
 
 def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(run, monkeypatch):
@@ -568,12 +553,12 @@ def test_the_prompt_reads_a_problem_a_line_and_leaves_at_the_end(run):
     assert found == [*TRANSCRIPT, too_long, *TRANSCRIPT]
     assert run(typed=b"\xff\xfe?\n")[-1] == "No answer: the decomposer repeated itself"
     own_questions = b"Ann has 3.\nHow many with 4?\nHow many with 5?\n\n"
-    assert run("--procedure", "given", typed=own_questions) == TRANSCRIPT[2:]
+    assert run("--procedure", "given", typed=own_questions) == TRANSCRIPT
 
 
 def test_what_is_no_problem_gets_one_line(run):
     no_problem, *others = run(typed=b"Hello\nAnn has two.\nDo cats fly?\n")
-    assert no_problem == infer.NO_PROBLEM and infer.NO_PROBLEM not in others and len(others) == 4
+    assert no_problem == infer.NO_PROBLEM and infer.NO_PROBLEM not in others and len(others) == 2
     assert run("--procedure", "given", typed=b"Hello\n") == [infer.NO_PROBLEM]
     for text in "Hello", "", " ":
         assert run("--problem", text) == (1, "")
@@ -594,19 +579,24 @@ def test_a_guided_student_wants_its_guide(run, monkeypatch):
 
 def test_a_student_that_did_not_learn_to_calculate_has_the_calculator(run, monkeypatch):
     open_students(monkeypatch, lambda rows: scripted(rows) | {
-        "solver": Script(WRONG, RIGHT, rows=rows, calculates=False)})
+        "solver": Script(WRONG, RIGHT, rows=rows, calculates=False, pretrained=True)})
     assert run("--problem", "Ann has 3.", "--no-calculator") == (
         2, "error: the solver was not trained to calculate: train.py --no-calculator does\n")
     assert run("--problem", "Ann has 3.") == TRANSCRIPT
 
 
-def test_a_solver_of_merged_steps_takes_a_second_look(run, monkeypatch):
-    alone = " Ann has 3.\n How many with 5?\n <<4+8=12>> 12.\n#### 12"
-    open_students(monkeypatch, lambda rows: scripted(rows) | {
-        "solver": Script(WRONG, RIGHT, alone, rows=rows, merged_steps=0.5)})
-    shown = run("--problem", "Ann has 3.")  # the first look uses the problem's number
-    assert shown == [*TRANSCRIPT[:-1], "Second look: <<4+8=12>> 12.", "Answer: 12"]
-    assert run("--problem", "Ann has 3.", "--no-second-look") == TRANSCRIPT
+def test_students_from_scratch_vote_and_take_second_looks(run, monkeypatch):
+    alone = " Ann has 3.\n How many with 5?\n <<3+9=12>> 12.\n#### 12"
+    students = scripted(infer.VOTES) | {
+        "solver": Script(RIGHT.replace("3+4=7>> 7", "1-4=-3>> -3"), alone, rows=infer.VOTES,
+                         merged_steps=0.5)}
+    open_students(monkeypatch, lambda rows: students)
+    of_second_look = [TRANSCRIPT[2].replace("2", "1"), "Solution 1: <<3+9=12>> 12.", "Answer: 12"]
+    for votes in [], ["--votes", 1]:  # the first look has -3, which is doubtful, the second is certain
+        assert run("--problem", "Ann has 3.", *votes) == of_second_look
+    n_tokens = students["solver"].tokens_written
+    assert run("--problem", "Ann has 3.", "--no-second-look")[-1] == TRANSCRIPT[-1]  # all have -3
+    assert students["solver"].tokens_written > n_tokens * infer.VOTES / 3
 
 
 @pytest.mark.parametrize("where", ["builtins.input", "infer.choose"])
@@ -652,7 +642,6 @@ def test_prompt_in_a_terminal(folder):
     ("--eval good.jsonl --report none/x.html", 1, "none/x.html: No such file or directory\n"),
     ("--problem x --eval good.jsonl", 2, "argument --eval: not allowed with argument --problem"),
     ("--report x", 2, "--report goes with --eval FILE\n"),
-    ("--votes 3", 2, "--votes goes with --eval FILE\n"),
     ("--votes 3 --temperature 0 --eval good.jsonl", 2, "--votes, --top-k and --top-p need a --temperature "),
     ("--guide 3 --eval good.jsonl", 2, "--guide does not go with --eval, which tells the steps "),
     ("--votes 0", 2, "argument --votes: 0 is no whole number from 1"),
@@ -676,7 +665,8 @@ def test_a_student_opens_as_it_was_saved_and_a_folder_that_does_not_fit_is_one_l
     model, tokenizer = trained["solver"]
     (folder / "student.json").write_text('{"role": "solver", "guidance": "steps", "calculates": false}')
     loaded = load_student(folder, "solver", rows=2)
-    assert (loaded.tokenizer.ranks, loaded.guidance, loaded.calculates) == (tokenizer.ranks, "steps", False)
+    assert (loaded.tokenizer.ranks, loaded.guidance) == (tokenizer.ranks, "steps")
+    assert loaded.about == {"role": "solver", "guidance": "steps", "calculates": False}
     for p, q in zip(loaded.model.parameters(), model.parameters()):
         torch.testing.assert_close(p.double(), q, rtol=1e-6, atol=1e-7)
 

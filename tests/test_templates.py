@@ -50,8 +50,9 @@ CHANGES = {
     "have = have - l - v": "loses twice, go twice, spends twice",
     "have = have - l + b": "loses and gains, go and come",
     "have = have + b - v": "gains and loses, come and go",
-    "have = have + n * m": "gains groups, gains from each",
-    "have = have - n * m": "loses groups, gives each",
+    "have = have + n * m": "gains groups, gains from each, more groups",
+    "have = have + r * n": "saves so long",
+    "have = have - n * m": "loses groups, gives each, loses so long",
     "have = have - n * p": "buys from money",
     "have = have / 2": "loses half",
     "have = have - have / q": "loses part",
@@ -59,7 +60,6 @@ CHANGES = {
     "have = n * 12": "dozens",
     "have = r * n": "for so long",
     "have = r * 7 * w": "for so many weeks",
-    "have = r * w * n": "hours a day",
     "content = have * m": "contents",
     "spent = spent + a": "spent",
     "spent = spent + p": "spends more",
@@ -70,9 +70,8 @@ CHANGES = {
 ANSWERS = {
     "have / d": "shares: share, packs by size: boxes, packs by number: each, uses daily: lasts, is cut: "
                 "pieces, can afford: can buy, form groups, form equal groups: in a group",
-    "have / 2": "loses half: lost, half of a kind: kind, half price: sale",
+    "have / 2": "loses half: lost, half of a kind: kind",
     "have / q": "loses part: lost, share of a kind: kind",
-    "have - have / q": "rest after a share: other kind",
     "have - l": "loses some: lost, some go: went, rest: other kind, one of two things: lost",
     "g - have": "gains some: got, some come: came, wants: need, wants to do: need, wants to buy: need",
     "(g - have) / z": "saves up: weeks, does the rest: takes",
@@ -92,6 +91,7 @@ ANSWERS = {
     "s / p": "number bought: bought",
     "n * p": "cost of so many: cost of, buys from money (pay): pay",
     "r * n": "in so long: in time",
+    "g - r * n": "still to do: need",
     "u / r": "how long: takes",
     "u / n": "how much a day: rate",
     "r * w * n": "several do it: all of them",
@@ -112,9 +112,8 @@ for change, kinds in CHANGES.items():
 
 # Comparisons, also with "there", "is" or "costs" before them: S has so many times as much as the other, and
 # so much more, by the fact's number k.
-COMPARISONS = {"more": lambda k: (1, k), "less": lambda k: (1, -k), "fewer": lambda k: (1, -k),
-               "times": lambda k: (k, 0), "twice": lambda k: (2, 0), "half": lambda k: (Fraction(1, 2), 0),
-               "fraction": lambda k: (1 / k, 0)}
+COMPARISONS = {"more": lambda k: (1, k), "less": lambda k: (1, -k), "times": lambda k: (k, 0),
+               "part": lambda k: (1 / k, 0)}
 
 TIMES = {time for times in (*teacher.TIMES, *teacher.SPOTS) for time in times}
 WHOLES = [[str(kind), str(whole)] for *kinds, whole in teacher.WHOLES for kind in kinds]
@@ -170,7 +169,7 @@ class World:
         known = {name: Fraction(n) for name, n in f.items() if re.fullmatch("[a-z]", name) and n is not None}
         comparison = re.sub("^(there|is|costs) |, backwards$", "", kind)
         if comparison in COMPARISONS:
-            k = next((known[letter] for letter in "blpkjq" if letter in known), None)
+            k = next((known[letter] for letter in "blpkj" if letter in known), None)
             return self.compare(about(f), compared_with(f), *COMPARISONS[comparison](k))
         known |= {"have": self.get(who, what, when), "spent": self.spent[who], "legs": LEGS.get(f["T"].one)}
         for target, expression in EFFECTS[kind]:
@@ -219,7 +218,7 @@ def answer(story):
         return abs(have - world.get(*compared_with(f)))
     if asks in ("in years", "years ago"):
         return have + (f["y"] if asks == "in years" else -f["l"])
-    assert asks in ("same", "total", "now", "left", "be now", "they have"), asks
+    assert asks in ("same", "total", "now", "left", "be now", "they have", "in all groups"), asks
     return have
 
 
@@ -255,8 +254,9 @@ def test_the_last_sub_question_is_the_problems_own_and_none_is_asked_twice(stori
         assert any(row["problem"].lower().endswith(question) for question in questions)  # or an earlier one
 
 
-PARTS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "tenth": 10}
-IMPLIED = [("twice", 2), ("double", 2), *PARTS.items(), *LEGS.items()]
+PARTS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
+         "tenth": 10}
+IMPLIED = [("twice", 2), *PARTS.items(), *LEGS.items()]
 
 
 def test_numbers_are_those_of_children_and_stand_in_the_text(stories):

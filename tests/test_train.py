@@ -197,7 +197,7 @@ def test_the_learning_rate_and_the_loss_on_what_is_only_read_fall_to_nothing():
 def test_both_students_overfit_eight_problems_and_solve_all(here, problems):
     first, second = "--role solver --n-layer 2 --n-embd 64 --n-head 2", "--role decomposer --init runs/solver"
     lines = finish(launch("train.py", f"{first} --merged-steps 0 --steps 250 --warmup 20 --lr 4e-3"))
-    assert lines[-1] == f"next: python train.py {second} --minutes 2.5"
+    assert lines[-1] == "next: python train.py --role decomposer"
     lines = finish(launch("train.py", f"{second} --steps 150 --warmup 20"))
     assert lines[-1] == "next: python infer.py"
     for role in "solver", "decomposer":
@@ -283,10 +283,10 @@ def test_a_guided_decomposer_reads_the_guidance_of_each_problem_and_says_so(here
 def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
     Path("annotations/train.jsonl").rename("my file.jsonl")
     for flags, expected in (
-            (["--role", "solver", "--out", "s", *TINY],
-             "train.py --role decomposer --init s --train 'my file.jsonl' --valid annotations/valid.jsonl "
-             "--out s-decomposer --minutes 2.5"),
-            (["--role", "decomposer", "--init", "s", "--out", "d"], "infer.py --solver s --decomposer d"),
+            (["--role", "solver", *TINY],
+             "train.py --role decomposer --train 'my file.jsonl' --valid annotations/valid.jsonl"),
+            (["--role", "decomposer", *TINY], "infer.py"),
+            (["--role", "solver", "--out", "s", *TINY], "infer.py --solver s --decomposer ITS_FOLDER"),
             (["--role", "cot", *TINY], "infer.py --procedure cot")):
         run("--steps 1 --train", "my file.jsonl", *flags)
         assert capsys.readouterr().out.endswith(f"\nnext: python {expected}\n")
