@@ -2680,8 +2680,8 @@ class Endpoint:
     short.
 
     The key comes from the environment and goes into the request's header and nowhere else. Should a server
-    echo it, it is struck out before anyone sees the reply, unless it is a word such as "none" that replies
-    have anyway.
+    echo it, it is struck out before anyone sees the reply, unless it has less than 8 characters: words such
+    as "none" are in replies anyway.
     """
 
     def __init__(self, args):
@@ -2779,7 +2779,7 @@ class Endpoint:
             guesses = {"prompt_tokens": n_sent // 4, "completion_tokens": len(said + thoughts) // 4}
             tokens = [int(usage.get(name) or guess) for name, guess in guesses.items()]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            shown = content[:80].decode("utf-8", "replace")
+            shown = self.without_key(content.decode("utf-8", "replace"))[:80]
             raise Failure(f"no chat completion but {shown!r}", OUTAGE, may_pass=True)
         if finish in BROKEN_OFF or finish == "none" and not said:
             raise Failure(f"the server broke the reply off (finish_reason {finish})", OUTAGE, may_pass=True)
@@ -2789,7 +2789,7 @@ class Endpoint:
 
     def status_failure(self, status, content, retry_after=None):
         """The Failure that an HTTP status other than 200 is, or an error with such a code in an HTTP 200."""
-        text, wait = content[:2000].decode("utf-8", "replace"), seconds_to_wait(retry_after)
+        text, wait = self.without_key(content.decode("utf-8", "replace")), seconds_to_wait(retry_after)
         said = f"HTTP {status}: {error_message(text)}"
         if status == 402 or NO_CREDIT.search(text):
             return Failure(f"{said} (no credit left: see the account's billing page)", EVERY_PROBLEM)
@@ -2908,7 +2908,7 @@ class AnnotationLog:
         self.tokens = add(self.tokens, row["teacher"]["tokens"])
 
     def append(self, row):
-        """Write a row. It is on the disk a second later at the latest."""
+        """Write a row. The system has it at once, the disk about once a second."""
         with self.lock:
             self.file.write(to_jsonl([row]))
             self.file.flush()

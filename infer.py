@@ -41,7 +41,7 @@ from model import GPT, KVCache, prepack_matrices
 
 # A procedure is a generator for one problem, which its students have read. It yields a Request for the next
 # line, is sent that line, and fills in the record: steps, answer, and log_p, the log probability (nats) of
-# the solutions and the answer.
+# what the solver wrote, or the one student that writes all.
 
 MAX_STEPS = 16
 
@@ -59,7 +59,7 @@ class Request(NamedTuple):
 
 
 class Unfinished(Exception):
-    """A dialogue that reaches no answer: which student did what."""
+    """A dialogue that reaches no answer. Says which student failed, and how."""
 
     def __init__(self, role, what):
         super().__init__(f"the {role}{'' if role in ('decomposer', 'solver') else ' student'} {what}")
@@ -76,7 +76,7 @@ def second_look(problem, record):
 
     A solver that has learned to take several steps for one question (`merge_steps` in data.py) finds what the
     decomposer forgot to ask, or asked in vain. This is not in the paper. The second dialogue is a record of
-    its own, record["second_look"]; `vote` says which of them counts.
+    its own, record["second_look"], and its "asked" are all of the decomposer's questions. `vote` chooses.
     """
     yield from decompose(problem, record)
     dialogues, asked = [record], questions(record)
@@ -345,7 +345,7 @@ class Dialogue:
             self.row.forget_the_rest()
         for text in self.request.append:
             self.row.append(text)
-        if stop := self.limit():
+        if stop := self.limit():  # what it is to read may be too long already
             self.end_line(stop)
 
     def take(self, token, log_p, forward):
@@ -452,8 +452,8 @@ def solve(problems, procedure, students, calculator=True, sampling=None, samples
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
         log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
-        for dialogue, *token in zip(group, tokens.tolist(), log_p.tolist()):
-            dialogue.take(*token, forward)
+        for dialogue, token, token_log_p in zip(group, tokens.tolist(), log_p.tolist()):
+            dialogue.take(token, token_log_p, forward)
             if not dialogue.request:
                 free.append(dialogue.row.number)
                 del dialogues[dialogue.row.number]
@@ -499,14 +499,14 @@ UNUSED_NUMBER = 1.5  # nats
 
 
 def vote(problem, records):
-    """Of a problem's dialogues and their second looks the one that counts.
+    """Choose among a problem's dialogues and their second looks.
 
     Each votes for its answer with its probability, divided by e^1.5 for each number of the problem that it
     does not use: in problems that are so short most numbers are needed. Doubtful ones vote only if all are
-    doubtful. Of the dialogues with the answer that wins, the one with the largest vote counts.
+    doubtful. Of the dialogues with the answer that wins, the one with the largest vote is returned; if there
+    was a choice, with "votes", the answers of all: a list of str or None.
 
-    So answers add up as in self-consistency (Wang et al. 2023), where all votes are equal. Returns the record
-    with "votes", the answers of all dialogues: a list of str or None.
+    So answers add up as in self-consistency (Wang et al. 2023), where all votes are equal.
     """
     dialogues = []
     for record in sorted(records, key=lambda record: record.get("sample", -1)):
@@ -551,23 +551,26 @@ def is_doubtful(problem, record):
 
 def unused_numbers(problem, record):
     """How many different numbers of a problem's text stand in no equation of a dialogue."""
-    used = {n for expression, _ in calculations(record) for n in numbers_in(expression)}
+    used = set()
+    for expression, _ in calculations(record):
+        operands = re.sub(r"[-+*/()%]", " ", expression)  # 36/4 has two, 1/2*8 also the number 1/2
+        used |= {*numbers_in(operands), *numbers_in(expression)}
     return len({*numbers_in(problem["problem"])} - used)
 
 
 def is_certain(problem, record):
-    """Whether one dialogue decides: with a probability above 1/2 it is likelier than any other can be, and it
-    is not doubtful.
+    """Whether one dialogue decides: it is not doubtful and has a probability above 1/2, so no other solution
+    of these questions can be as likely.
     """
     is_likely = record["answer"] is not None and record["log_p"] > math.log(0.5)
     return is_likely and not is_doubtful(problem, record)
 
 
 def solve_by_vote(problems, procedure, students, votes=1, sampling=None, **options):
-    """As `solve`, with its parameters, but of several dialogues of a problem the one that counts: see `vote`.
+    """As `solve`, with its parameters, but `vote` chooses among several dialogues of each problem.
 
-    votes: how many dialogues. The first takes the most likely tokens; unless it is certain, the others are
-        sampled. One dialogue alone is as `sampling` says.
+    problems: a list. votes: how many dialogues. The first takes the most likely tokens; unless it is certain,
+        the others are sampled. One dialogue alone is as `sampling` says.
     """
     uncertain = []  # (index, the first record)
     first_sampling = sampling if votes == 1 else None
@@ -712,7 +715,11 @@ def evaluate_file(args, problems, procedure, students, options):
 
 def read_results(path):
     """`read_run_file` of a results file: each row is a result of `evaluate_file`."""
-    return read_run_file(path, "no results file of --eval FILE --out FILE")
+    error = "no results file of --eval FILE --out FILE"
+    settings, results, size = read_run_file(path, error)
+    if not all("correct" in result for result in results):
+        raise UserError(f"{path}: {error}")
+    return settings, results, size
 
 
 def resume(args, problems, procedure, options):
@@ -720,7 +727,9 @@ def resume(args, problems, procedure, options):
     UserError, and leaves it as it was, if it is another run's, with other settings, or foreign.
     """
     path = args.out
-    weights = [np.memmap(folder / "model.safetensors", mode="r") for folder in args.folders.values()]
+    files = [folder / name for folder in args.folders.values()
+             for name in ("model.safetensors", "pytorch_model.bin")]
+    weights = [np.memmap(path, mode="r") for path in files if path.exists()]
     settings = {
         "procedure": procedure.__name__, "problems": checksum(problems),
         "calculator": options["calculator"],
@@ -860,10 +869,10 @@ def parse_args(argv=None):
     add("--report", type=Path, help="write the dialogues of --eval as one HTML page")
     add("--votes", type=whole_number(1), metavar="N",
         help=f"let N dialogues vote on the answer, where one is not certain ({VOTES}; 1 if a student is a "
-             "fine-tuned GPT-2)")
+             "fine-tuned GPT-2, or with --temperature)")
     add("--no-second-look", action="store_true",
         help="socratic as in the paper alone: the solver does not try the last question by itself as well")
-    add("--temperature", type=number(0), help="of sampling (0.7 with votes, else 0: the most likely tokens)")
+    add("--temperature", type=number(0), help="of sampling (0.7; without votes 0: the most likely tokens)")
     add("--top-k", type=whole_number(0), default=0, help="sample from so many most likely tokens (all)")
     add("--top-p", type=number(0, 1, above=True), default=1.0, help="of the most likely that sum to this")
     add("--seed", type=int, default=0, help="of sampling (%(default)s)")

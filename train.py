@@ -39,9 +39,8 @@ from model import GPT, PUBLISHED, GPTConfig, download_published, init_embeddings
 
 # ---- flags -------------------------------------------------------------------------------------------------
 
-# What a flag is where nobody gives it. A student from scratch has to learn to read, from the problems
-# themselves and from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the
-# paper.
+# Defaults, by how a student starts. From scratch it has to learn to read, from the problems themselves and
+# from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the paper.
 FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08,
                 "merged_steps": 0.6}
 FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
@@ -219,8 +218,8 @@ def make_optimizers(model, args):
 
     Beside Muon, where students start from scratch, embeddings do not decay and have a larger epsilon. The
     softmax pushes the embeddings of all tokens that do not occur the same tiny way. AdamW would turn that
-    into full steps, and within some thousand of them these embeddings were one vector: no word of such tokens
-    could be copied.
+    into full steps, and within some thousand of them these embeddings had become nearly identical: no word of
+    such tokens could be copied.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
@@ -301,7 +300,8 @@ def count_solved(model, tokenizer, problems, args):
     students, solved = {args.role: infer.Student(model, tokenizer, n_rows, {"guidance": args.guidance})}, 0
     for i, record in infer.solve(problems, procedure, students, calculator=not args.no_calculator):
         if args.role == "decomposer":
-            solved += infer.questions(record) == infer.questions(problems[i])
+            is_done = not record["unfinished"]
+            solved += is_done and infer.questions(record) == infer.questions(problems[i])
         else:
             solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
     model.train()
@@ -373,12 +373,11 @@ class DelayedMax:
         """numbers: a list of floats; returns such a list, the same in every rank."""
         if self.world == 1:
             return numbers
-        previous = self.pending
-        numbers = torch.tensor(numbers, dtype=torch.float64)
-        self.pending = numbers, dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True)
-        numbers, exchange = previous or self.pending
+        earlier, mine = self.pending, torch.tensor(numbers, dtype=torch.float64)
+        self.pending = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True)
+        largest, exchange = earlier or self.pending
         exchange.wait()
-        return numbers.tolist()
+        return largest.tolist()
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------
@@ -711,7 +710,7 @@ def parse_args(argv=None):
     (status 2) for a flag that is given, differs, and is none of MAY_CHANGE.
     """
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # once to find the checkpoint, then with its settings as defaults
     path = (args.out or Path("runs", args.role)) / "last" / "trainer.pt"
     if not args.resume or not path.exists():
         return args, None
@@ -742,7 +741,7 @@ class Checkpoints:
                       "calculates": args.no_calculator,  # it learned what the calculator does for others
                       "merged_steps": args.merged_steps if args.role == "solver" else 0.0,
                       "pretrained": bool(args.init) and is_pretrained(args.init)}
-        self.settings = {flag: str(value) if isinstance(value, (Path, torch.device)) else value
+        self.settings = {flag: str(value) if isinstance(value, Path) else value
                          for flag, value in vars(args).items() if flag not in NO_SETTINGS}
         self.checksum = checksum(problems)
         if loaded and loaded["checksum"] != self.checksum:
@@ -818,6 +817,7 @@ def next_command(args):
     words = ["infer.py"] if args.role in ("solver", "decomposer") else ["infer.py", "--procedure", args.role]
     if is_default and partner and not Path("runs", partner).exists():
         words = ["train.py", "--role", partner]
+        words += ["--init", str(args.init)] if args.init and is_pretrained(args.init) else []
         if args.train != Path("annotations/train.jsonl"):
             words += ["--train", str(args.train), "--valid", str(args.valid)]
     elif not is_default:

@@ -297,6 +297,15 @@ def test_a_second_look_is_a_dialogue_of_its_own(whole):
                                               "unfinished": None, "log_p": -1.0, "asked": ["Q1?", "Q2?"]}}
 
 
+@pytest.mark.parametrize("equations, unused", [
+    (["36/4", "9-2"], 0), (["36*4", "36-2"], 0), (["36+4"], 1), (["36+2/4"], 0), ([], 3)])
+def test_the_numbers_of_divisions_are_used_too(equations, unused):
+    record = {"steps": [{"solution": f"<<{equation}=1>>1"} for equation in equations]}
+    assert infer.unused_numbers({"problem": "36 pens, 4 boxes. 2 pens are lost."}, record) == unused
+    half = {"steps": [{"solution": "<<1/2*8=4>>4"}]}
+    assert infer.unused_numbers({"problem": "Tom eats 1/2 of 8 pies."}, half) == 0
+
+
 def test_there_is_no_second_look_at_one_question():
     record = infer.new_record()
     requests = infer.second_look(ANN, record)
