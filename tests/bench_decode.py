@@ -131,8 +131,8 @@ def evaluation(problems):
                    for role, its in lines.items()}
         take = infer.Dialogue.take
         # as `Dialogue.take`, but each student writes the tokens of its script
-        infer.Dialogue.take = lambda dialogue, _: take(
-            dialogue, next(scripts[dialogue.request.role][dialogue.index]))
+        infer.Dialogue.take = lambda dialogue, _, *more: take(
+            dialogue, next(scripts[dialogue.request.role][dialogue.index]), *more)
         records = dict(infer.solve(problems, infer.socratic, students, calculator=False))
         infer.Dialogue.take = take
         for index, problem in enumerate(problems):
