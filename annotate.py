@@ -2063,8 +2063,7 @@ cleaning_windows raking_leaves helping_at_home watering_plants painting_a_fence 
 feeding_cats carrying_bags""")
 WHOLES = [[Thing(one) for one in row] for row in row_list("""boy:girl:child man:woman:person
 adult:child:person student:teacher:person cat:dog:pet rose:tulip:flower apple:pear:fruit novel:comic:book
-dime:nickel:coin
-car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable pine:oak:tree
+dime:nickel:coin car:truck:vehicle cow:sheep:animal duck:goose:bird carrot:onion:vegetable pine:oak:tree
 chair:stool:seat goldfish:guppy:fish violin:guitar:instrument""")]
 PEOPLE_WHOLES = 4  # the first so many of WHOLES are people: they come and go
 CROWDS = word_list("""in_the_class on_the_bus in_the_park at_the_party in_the_choir in_the_club at_the_camp
@@ -2626,9 +2625,8 @@ def run_settings(prompts, args):
 
 # What a failed request means is decided in one place, `Endpoint.ask`. A failure that may pass is retried,
 # --retries times. If it does not pass, its problem is set aside: it has no result yet, and the next run asks
-# again.
-# When as many problems in a row as the failure's `limit` were set aside, no good reply between them, the run
-# stops.
+# again. When as many problems in a row as the failure's `limit` were set aside, no good reply between them,
+# the run stops.
 EVERY_PROBLEM = 1  # the limit of a failure that concerns all problems
 OUTAGE = 2         # of one that should have passed
 REFUSALS = 10      # of one that may be due to the problem, which is too long perhaps
@@ -2689,6 +2687,9 @@ class Endpoint:
         self.key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not re.fullmatch(r"[!-~]*", self.key):
             raise UserError("OPENAI_API_KEY: the key holds characters that no HTTP header can carry")
+        # the key as a server may echo it: JSON can escape any of its characters, as \/ or \u002f
+        echo = "".join(rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))" for char in self.key)
+        self.echo = re.compile(echo.encode())
         self.thread, self.lock = threading.local(), threading.Lock()
         self.stop = threading.Event()  # set when the run ends: waiting requests give up
         self.n_requests = self.good = 0  # sent; good replies
@@ -2707,7 +2708,6 @@ class Endpoint:
         for attempt in range(self.args.retries + 1):
             try:
                 reply = self.read(self.post(body), len(body))
-                reply = Reply(*map(self.without_key, reply[:-1]), reply.tokens)
                 with self.lock:
                     self.good, self.set_aside = self.good + 1, 0
                     self.tokens = add(self.tokens, reply.tokens)
@@ -2719,7 +2719,7 @@ class Endpoint:
             pause = random.uniform(0.5, 1) * min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** attempt)
             if attempt < self.args.retries and self.stop.wait(max(pause, failure.wait)):
                 raise Stopped
-        message = self.without_key(str(failure)) + (f" (after {attempt + 1} requests)" if attempt else "")
+        message = f"{failure} (after {attempt + 1} requests)" if attempt else str(failure)
         with self.lock:
             self.set_aside += 1
             if self.set_aside >= failure.limit:
@@ -2727,11 +2727,6 @@ class Endpoint:
                 goes_on = "; what is written stays, the same command goes on from there" if self.good else ""
                 raise UserError(f"{self.url}: {message}{goes_on}")
         raise SetAside(message)
-
-    def without_key(self, text):
-        """A text without the key, also where JSON escapes its slashes."""
-        echo = r"\\*".join(map(re.escape, self.key))
-        return re.sub(echo, "***", text) if len(self.key) >= 8 else text
 
     def post(self, body):
         """One request: returns the body (bytes) of an HTTP 200. Raises Failure."""
@@ -2751,6 +2746,8 @@ class Endpoint:
                         raise TimeoutError
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
             raise self.connection_failure(e)
+        if len(self.key) >= 8:
+            content = self.echo.sub(b"***", content)
         if response.request.method != "POST":
             raise Failure(f"redirected to {response.url}, but as a GET: adapt --url", EVERY_PROBLEM)
         if response.status_code != 200:
@@ -2779,7 +2776,7 @@ class Endpoint:
             guesses = {"prompt_tokens": n_sent // 4, "completion_tokens": len(said + thoughts) // 4}
             tokens = [int(usage.get(name) or guess) for name, guess in guesses.items()]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            shown = self.without_key(content.decode("utf-8", "replace"))[:80]
+            shown = content[:80].decode("utf-8", "replace")
             raise Failure(f"no chat completion but {shown!r}", OUTAGE, may_pass=True)
         if finish in BROKEN_OFF or finish == "none" and not said:
             raise Failure(f"the server broke the reply off (finish_reason {finish})", OUTAGE, may_pass=True)
@@ -2789,7 +2786,7 @@ class Endpoint:
 
     def status_failure(self, status, content, retry_after=None):
         """The Failure that an HTTP status other than 200 is, or an error with such a code in an HTTP 200."""
-        text, wait = self.without_key(content.decode("utf-8", "replace")), seconds_to_wait(retry_after)
+        text, wait = content.decode("utf-8", "replace"), seconds_to_wait(retry_after)
         said = f"HTTP {status}: {error_message(text)}"
         if status == 402 or NO_CREDIT.search(text):
             return Failure(f"{said} (no credit left: see the account's billing page)", EVERY_PROBLEM)
@@ -2958,7 +2955,8 @@ def llm_teacher(args):
         tqdm.write(f"{args.out}: {n_done:,} of {len(problems):,} problems are done already", file=sys.stderr)
 
     def work(key):
-        """Annotate a problem and write it: a kill loses unanswered requests alone. Returns whether it began.
+        """Annotate a problem and write it, so that a kill loses unanswered requests alone. Returns whether it
+        has begun with it.
         """
         if endpoint.stop.is_set() or args.budget_tokens and sum(endpoint.tokens) >= args.budget_tokens:
             return False

@@ -516,19 +516,18 @@ def vote(problem, records):
     if len(dialogues) == 1 or not answered:
         return dialogues[0]
 
-    def score(dialogue):
-        return dialogue["log_p"] - UNUSED_NUMBER * unused_numbers(problem, dialogue)
-
     candidates = [one for one in answered if not is_doubtful(problem, one)] or answered
-    top, groups = max(map(score, candidates)), []  # groups: lists of dialogues with the same answer
-    for one in candidates:
-        group = next((group for group in groups if same_answer(one["answer"], group[0]["answer"])), None)
+    scores = [one["log_p"] - UNUSED_NUMBER * unused_numbers(problem, one) for one in candidates]
+    top, groups = max(scores), []  # groups: of the dialogues with the same answer, lists of (score, dialogue)
+    for score, one in zip(scores, candidates):
+        group = next((group for group in groups if same_answer(one["answer"], group[0][1]["answer"])), None)
         if group:
-            group.append(one)
+            group.append((score, one))
         else:
-            groups.append([one])
-    winner = max(groups, key=lambda group: sum(math.exp(score(one) - top) for one in group))
-    return max(winner, key=score) | {"votes": [one["answer"] for one in dialogues]}
+            groups.append([(score, one)])
+    winner = max(groups, key=lambda group: sum(math.exp(score - top) for score, _ in group))
+    best = max(winner, key=lambda scored: scored[0])[1]
+    return best | {"votes": [one["answer"] for one in dialogues]}
 
 
 DECIMALS_OR_MONEY = re.compile(

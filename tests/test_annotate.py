@@ -564,6 +564,8 @@ def test_a_key_that_no_header_can_carry_is_not_shown_and_a_word_stays(server, mo
     monkeypatch.setenv("OPENAI_API_KEY", "sk/with/slashes")  # which some servers escape in their JSON
     with raises(r"HTTP 401: wrong key \*\*\* \("):
         teach(server((401, error("wrong key sk/with/slashes").replace("/", "\\/"))), 1)
+    with raises(r"HTTP 401: wrong key \*\*\* \("):
+        teach(server((401, error("wrong key sk/with/slashes").replace("/", "\\u002F"))), 1)
     with raises("HTTP 401: x+ \\*") as e:  # cut after the key has been struck out, not within it
         teach(server((401, error("x" * 195 + " sk/with/slashes"))), 1)
     assert "sk/w" not in str(e.value)
