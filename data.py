@@ -8,23 +8,24 @@ A teacher's annotation of one problem is one JSON object, one a line in a file (
      "answer": "8"}
 
 A role decides which of these texts a student reads and which it learns to write. The row becomes one sequence
-of tokens, laid out in segments. For a solver:
+of tokens, laid out in segments. For a solver from scratch, which reads and writes letters for numbers:
 
     segment                                                               under the loss
-     Ann has 3 cats. Bob has 2 more. How many do they have together?\n    no, it is read
+     Ann has α cats. Bob has β more. How many do they have together?\n    no, it is read
      How many does Bob have?\n                                            no
-     Bob has <<3+2=                                                       yes, it is to be written
-    5>>                                                                   no, the calculator writes it
-    5 cats.\n                                                             yes
+     Bob has <<α+β=                                                       yes, it is to be written
+    γ>>                                                                   no, the calculator writes it
+    γ cats.\n                                                             yes
      How many do they have together?\n                                    no
-     They have <<3+5=                                                     yes
-    8>>                                                                   no
-    8 cats.\n                                                             yes
+     They have <<α+γ=                                                     yes
+    δ>>                                                                   no
+    δ cats.\n                                                             yes
     ####                                                                  no
-     8<|endoftext|>                                                       yes
+     δ<|endoftext|>                                                       yes
 
 A student from scratch also has to learn to read: for it, what is not under the loss has a small weight in it
-that falls to 0 in the course of a training (`falling_prompt_weight` in train.py).
+that falls to 0 in the course of a training (`falling_prompt_weight` in train.py). A pretrained GPT-2 can read,
+numbers too: its sequence has "Ann has 3 cats." and "Bob has <<3+2=".
 """
 import argparse
 import ast
@@ -232,24 +233,23 @@ def problem_prompt(problem, guidance=None):
     return [to_line(problem["problem"])] + ([to_line(guidance_text(problem, guidance))] if guidance else [])
 
 
-def segments(problem, role, guidance=None, calculator=True):
+def segments(problem, role, guidance=None, calculator=True, letters=False):
     """Lay a problem out for a role: a list of (text, in_loss) in order. The text None is the token
-    <|endoftext|>.
+    <|endoftext|>. letters: numbers are letters (see `Letters`).
 
     Lines end in a newline and answers in <|endoftext|>: so a student learns when to stop. What the calculator
     writes, "5>>" behind "<<3+2=", is not under the loss but like a text that is read (see loss_weights). It
     cannot be guessed: at the end of a training it would be most of a solver's loss, and hide the gradient of
     the equation. calculator=False: a student learns to write that too.
     """
-    layout = ROLES[role]
-    text_of = {"#": MARK, "a": f" {one_line(problem['answer'])}", ".": None}
-    parts = [(text, False) for text in problem_prompt(problem, guidance)]
+    layout, hide = ROLES[role], Letters().hide if letters else str
+    parts = [(hide(text), False) for text in problem_prompt(problem, guidance)]
     for step in problem["steps"]:
-        text_of |= {"q": to_line(step["question"]), "s": to_line(step["solution"])}
         for kind in layout.step:
-            is_split = kind == "s" and calculator
-            pieces = split_at_results(text_of[kind]) if is_split else [(text_of[kind], True)]
+            text = hide(to_line(step["question" if kind == "q" else "solution"]))
+            pieces = split_at_results(text) if kind == "s" and calculator else [(text, True)]
             parts += [(text, kind in layout.loss and is_written) for text, is_written in pieces]
+    text_of = {"#": MARK, "a": hide(f" {one_line(problem['answer'])}"), ".": None}
     return parts + [(text_of[kind], kind in layout.loss) for kind in layout.close]
 
 
@@ -289,16 +289,13 @@ def merge_steps(problems, share, seed):
     return merged
 
 
-def encode_problems(problems, role, tokenizer, guidance=None, calculator=True):
-    """The sequences of problems for a role, as `encode_segments` returns them."""
-    return encode_segments([segments(problem, role, guidance, calculator) for problem in problems], tokenizer)
-
-
-def encode_segments(laid_out, tokenizer):
-    """Encode lists of segments. Returns a list of (ids, loss_mask), numpy arrays of int32 and bool.
+def encode_problems(problems, role, tokenizer, **options):
+    """The sequences of problems for a role: a list of (ids, loss_mask), numpy arrays of int32 and bool.
+    options: of `segments`.
 
     Segments are encoded one by one, as they are when a student reads them: the same token boundaries.
     """
+    laid_out = [segments(problem, role, **options) for problem in problems]
     texts = list(dict.fromkeys(text for parts in laid_out for text, _ in parts if text is not None))
     ids_of = dict(zip(texts, tokenizer.encode_batch(texts))) | {None: [tokenizer.end]}
     sequences = []
@@ -494,17 +491,107 @@ def _format(value):
     return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
 
 
-def calculator_result(line):
+def calculator_result(line, letters=None):
     """What the calculator adds to a line (bytes) that a student has just written up to "<<3*4=": the str
-    "12>>".
+    "12>>". For a student that writes `letters`, "<<α*β=", it is the letter of the result, "γ>>".
 
     None where no annotation is open or its expression has no value.
     """
     _, opened, expression = line.rpartition(b"<<")
     if not opened or not expression.endswith(b"="):
         return None
-    result = calculate(expression[:-1].decode("utf-8", "replace"))
-    return result and result + ">>"
+    expression = expression[:-1].decode("utf-8", "replace")
+    result = calculate(letters.show(expression) if letters else expression)
+    return result and f"{letters.add(result) if letters else result}>>"
+
+
+# ---- answers: letters in place of numbers ------------------------------------------------------------------
+
+LETTERS = "αβγδεζηθικλμνξοπρτυφχψω"
+
+_SMALL = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+          "seventeen eighteen nineteen").split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NUMBER_WORDS = {word: k for k, word in enumerate(_SMALL, 1)} | {ten: 10 * k for k, ten in enumerate(_TENS, 2)}
+
+# a number in digits or in words, also "sixty-five"; no ordinal, nor "one", which often is none: "one of them"
+_NUMERAL = re.compile(rf"(?<![\w.])(?:{_UNSIGNED})(?!\d|(?:st|nd|rd|th)\b)"
+                      rf"|\b(?:(?:{'|'.join(_TENS)})(?:-(?:{'|'.join(_SMALL[:9])}))?"
+                      rf"|{'|'.join(_SMALL[1:])})\b", re.ASCII | re.I)
+
+
+class Letters:
+    """Letters for the numbers of a problem in the order of its text, and then for the results in turn.
+
+        Tom has 5 apples. He buys three more.       Tom has α apples. He buys β more.
+        How many apples does he have now?           How many apples does he have now?
+        <<5+3=8>>8                                  <<α+β=γ>>γ
+
+    A student from scratch reads and writes these. It has to learn which number is needed, not how digits make
+    a number: that the calculator knows. (Number mapping: Wang, Liu and Shi 2017, "Deep Neural Solver for Math
+    Word Problems".)
+    """
+
+    def __init__(self):
+        self.numbers = {}  # {letter: its number, as the calculator writes it}
+        self.told = None   # how many of them the problem tells
+        self.used = set()  # letters that an equation has
+
+    def hide(self, text):
+        """A text with letters for its numbers. In the first one, the problem, each number gets a letter; in
+        others those that are known have theirs, and the result of a calculator annotation gets one."""
+        if self.told is None:
+            hidden = _NUMERAL.sub(lambda match: self.add(_number_of(match)), text)
+            self.told = len(self.numbers)
+            return re.sub(f"([{LETTERS}])(?=[a-zA-Z])", r"\1 ", hidden)  # "5kg": "α kg"
+        parts, end = [], 0
+        for match in ANNOTATION.finditer(text):
+            before, (expression, result) = text[end:match.start()], match.groups()
+            parts += [self._hide_known(before), "<<", self._hide_known(expression, self.used), "=",
+                      self.add(_NUMERAL.sub(_number_of, result)), ">>"]
+            end = match.end()
+        return "".join([*parts, self._hide_known(text[end:])])
+
+    def show(self, text):
+        """A text with numbers for its letters."""
+        return re.sub(f"[{LETTERS}]", lambda match: self.numbers.get(match[0], match[0]), text)
+
+    def add(self, number):
+        """The next letter, which from now on stands for this number (a text); or, if none is left, that."""
+        if len(self.numbers) == len(LETTERS):
+            return number
+        letter = LETTERS[len(self.numbers)]
+        self.numbers[letter] = number
+        return letter
+
+    def forget_results(self):
+        """Go back to the numbers of the problem."""
+        self.numbers = dict(list(self.numbers.items())[:self.told])
+        self.used.clear()
+
+    def _hide_known(self, text, used=None):
+        """A text with letters for the numbers that have one. Of several that are equal it is one that no
+        equation has yet, a result before others. used: a set to add these letters to."""
+        def letter_of(match):
+            number = _number_of(match)
+            known = [letter for letter, other in self.numbers.items() if other == number]
+            if not known:
+                return match[0]
+            known = [letter for letter in known if letter not in self.used] or known
+            letter = known[-1] if LETTERS.index(known[-1]) >= self.told else known[0]
+            if used is not None:
+                used.add(letter)
+            return letter
+
+        return _NUMERAL.sub(letter_of, text)
+
+
+def _number_of(match):
+    """The number of a match of _NUMERAL, as the calculator writes it: "5", "1234.5"."""
+    text = match[0].lower().replace(",", "")
+    if text[-1].isdigit():
+        return _format(Fraction(text)) if "." in text else text
+    return str(sum(NUMBER_WORDS[word] for word in text.split("-")))
 
 
 # ---- answers: checks of a teacher's solutions, for annotate.py ---------------------------------------------
@@ -742,10 +829,11 @@ class Tokenizer:
         return cls(ranks)
 
 
-def train_tokenizer(problems, vocab_size=None):
+def train_tokenizer(problems, vocab_size=None, letters=False):
     """The vocabulary of students from scratch, of 2,048 tokens or `vocab_size`: learned from the first 20,000
-    training problems."""
-    texts = (text for problem in problems[:20000] for text, _ in segments(problem, "solver") if text)
+    training problems. letters: as in `segments`."""
+    texts = (text for problem in problems[:20000]
+             for text, _ in segments(problem, "solver", letters=letters) if text)
     return Tokenizer.train(texts, vocab_size or 2048)
 
 
@@ -810,54 +898,6 @@ def _join_pair(parts, pair):
 
 def _overlaps_itself(token):
     return len(token) > 2 and any(token[:k] == token[-k:] for k in range(1, len(token)))
-
-
-# ---- synthetic copy examples: what stands in the place of pretraining --------------------------------------
-
-_STATEMENTS = (4, 8)  # in an example
-_STATEMENT = re.compile(r"(?P<name>\D{3,60}?)(?P<number> \$?\d[\d.,]*)")
-
-
-def copy_examples(problems, tokenizer, count, seed):
-    """Synthetic examples of copying, and of recalling a number by its name, for students without pretraining.
-
-    One example, made of beginnings of the problems' own sentences; what is in capitals is under the loss:
-
-        Carl has 131. Each box holds 12. CARL HAS 131. EACH BOX HOLDS 12. EACH BOX HOLDS 12. CARL HAS 131. ...
-
-    It says 4 to 8 statements, then the same once more in order and twice in other orders. A problem asks once
-    in a while for a number that stands far back; here every eighth token or so begins one. Statements are
-    sampled uniformly, so that rare ones (of made-up words) are the most: they have several tokens and can
-    only be copied. In every other statement a word gives way to one to three of the vocabulary's tokens,
-    sampled uniformly: otherwise tokens that BPE made on the way to longer ones, " Ann" before " Anna", would
-    be learned nowhere.
-
-    Returns `count` lists of segments, the same for the same seed; none if fewer than 8 names have a number.
-    """
-    if not count:
-        return []
-    numbers_of = defaultdict(list)  # beginning of a sentence, " Carl has": its numbers, [" 131.", ...]
-    for problem in problems:
-        for sentence in re.split(r"(?<=[.!?]) ", one_line(problem["problem"])):
-            if match := _STATEMENT.match(sentence):
-                numbers_of[" " + match["name"]].append(match["number"].rstrip(".,") + ".")
-    rng, names = random.Random(seed), list(numbers_of)
-    pieces = [piece for i in range(tokenizer.end) if (piece := tokenizer.decode([i]).strip()).isalpha()]
-
-    def replace_a_word(name):
-        words = name.split()
-        words[rng.randrange(len(words))] = "".join(rng.choices(pieces, k=rng.randint(1, 3)))
-        return f" {' '.join(words)}"
-
-    examples = []
-    while len(examples) < count and len(names) >= _STATEMENTS[1]:
-        statements = {name if rng.random() < 0.5 else replace_a_word(name): rng.choice(numbers_of[name])
-                      for name in rng.sample(names, rng.randint(*_STATEMENTS))}
-        in_order = list(statements)
-        rounds = [in_order, in_order, *(rng.sample(in_order, len(in_order)) for _ in range(2))]
-        examples.append([(text, k > 0) for k, order in enumerate(rounds)
-                         for name in order for text in (name, statements[name])])
-    return examples
 
 
 # ---- helpers of the scripts: errors, flags, devices, files -------------------------------------------------

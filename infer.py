@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import (ANNOTATION, MARK, ROLES, Parser, Tokenizer, UserError, calculator_result, checksum,
+from data import (ANNOTATION, MARK, ROLES, Letters, Parser, Tokenizer, UserError, calculator_result, checksum,
                   get_device, number, numbers_in, one_line, parse_number, problem_prompt, read_problems,
                   read_run_file, run_script, same_answer, to_jsonl, to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
@@ -245,8 +245,9 @@ PREFILL_TOKENS = 4096  # that a forward reads (more, if one row alone has more):
 class Student:
     """A model, its tokenizer, and a KV cache for so many rows.
 
-    about: what student.json says of how it was trained, of that "guidance", "calculates" (whether it learned
-    to do without the calculator), "merged_steps" and "pretrained".
+    about: what student.json says of how it was trained, of that "guidance", "letters" (whether it reads and
+    writes letters for numbers), "calculates" (whether it learned to do without the calculator),
+    "merged_steps" and "pretrained".
     """
 
     def __init__(self, model, tokenizer, rows, about=None):
@@ -276,23 +277,28 @@ class Row:
     """A row of a student's KV cache: one problem's sequence, as this student reads and writes it.
 
     The cache holds its first `length` tokens. The next forward reads the `pending` ones: what the student has
-    just written, the calculator's result, a sub-question or, at first, the whole `prompt`.
+    just written, the calculator's result, a sub-question or, at first, the whole `prompt`. letters: those of
+    the problem's numbers, if the student has learned them, else None.
     """
 
     def __init__(self, student, number):
-        self.student, self.number = student, number
+        self.student, self.number, self.letters = student, number, None
         self.prompt, self.length, self.pending = [], 0, []
 
     def begin(self, problem):
         """Start with a problem. If the row holds its very prompt, that is not read once more."""
-        encode = self.student.tokenizer.encode
-        prompt = [token for text in problem_prompt(problem, self.student.guidance) for token in encode(text)]
-        if prompt != self.prompt:
-            self.prompt, self.length = prompt, 0
+        self.letters = Letters() if self.student.about.get("letters") else None
+        self.pending = []
+        for text in problem_prompt(problem, self.student.guidance):
+            self.append(text)
+        if self.pending != self.prompt:
+            self.prompt, self.length = self.pending, 0
         self.forget_the_rest()
 
     def forget_the_rest(self):
         """Go back to the end of the prompt. Its last token is read again, for the logits after it."""
+        if self.letters:
+            self.letters.forget_results()
         self.length = min(self.length, len(self.prompt) - 1)
         self.pending = self.prompt[self.length:]
 
@@ -307,7 +313,7 @@ class Row:
 
     def append(self, text):
         """Append a text to the sequence."""
-        self.pending += self.student.tokenizer.encode(text)
+        self.pending += self.student.tokenizer.encode(self.letters.hide(text) if self.letters else text)
 
 
 class Dialogue:
@@ -360,15 +366,17 @@ class Dialogue:
         self.text += piece
         if newline:
             return self.end_line("newline")
-        if self.calculator and piece.endswith(b"=") and (result := calculator_result(self.text)):
-            self.row.append(result)
-            self.text += result.encode()
+        if self.calculator and piece.endswith(b"="):
+            if result := calculator_result(self.text, self.row.letters):
+                self.row.pending += student.tokenizer.encode(result)
+                self.text += result.encode()
         if stop := self.limit():
             self.end_line(stop)
 
     def end_line(self, stop):
         """End the line, and go on."""
-        self.go_on((self.text.decode("utf-8", "replace").strip(), stop, self.log_p))
+        text = self.text.decode("utf-8", "replace").strip()
+        self.go_on((self.row.letters.show(text) if self.row.letters else text, stop, self.log_p))
 
     def limit(self):
         """Why the line must be broken off, in words; None if it may go on."""

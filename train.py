@@ -31,21 +31,21 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import infer
-from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, copy_examples,
-                  encode_problems, encode_segments, fits, get_device, loss_weights, make_batch, merge_steps,
-                  number, plan_batches, read_problems, run_script, same_answer, train_tokenizer, whole_number)
+from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, encode_problems,
+                  fits, get_device, loss_weights, make_batch, merge_steps, number, plan_batches, read_problems,
+                  run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_embeddings, init_weights
 
 
 # ---- flags -------------------------------------------------------------------------------------------------
 
-# Defaults, by how a student starts. From scratch it has to learn to read, from the problems themselves and
-# from synthetic copy examples, at a high rate. What was pretrained is fine-tuned as in the paper.
-FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "copy_examples": 0.08,
-                "merged_steps": 0.6}
+# Defaults, by how a student starts. From scratch it has to learn to read, from the problems themselves, at a
+# high rate. What was pretrained is fine-tuned as in the paper.
+FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "merged_steps": 0.6,
+                "numbers": "letters"}
 FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
-FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "copy_examples": 0.0,
-               "merged_steps": 0.0}
+FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "merged_steps": 0.0,
+               "numbers": "digits"}
 NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 3, "n_embd": 96, "dropout": 0.0}
 
 
@@ -88,10 +88,10 @@ def build_parser():
     add("--weight-decay", type=number(0), default=0.1, help="(%(default)s)")
     add("--prompt-loss-weight", type=number(0),
         help="weight of the loss on what the student only reads, falling to 0 (from 0.3; to fine-tune 0)")
-    add("--copy-examples", type=number(0, 0.99), metavar="SHARE",
-        help="synthetic copy examples for each problem (0.08; to fine-tune 0)")
     add("--merged-steps", type=number(0, 1), metavar="SHARE",
         help="of a solver's problems, in which it takes steps that nobody asks for (0.6; to fine-tune 0)")
+    add("--numbers", choices=["letters", "digits"],
+        help="as a student reads and writes them (letters; to fine-tune, to calculate: digits)")
     add("--no-calculator", action="store_true",
         help="let the student learn to calculate, for infer.py --no-calculator")
     add("--seed", type=whole_number(0), default=0, help="(%(default)s)")
@@ -125,10 +125,17 @@ def resolve_args(args):
         for flag in ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag.replace('_', '-')} is decided by --init {args.init}", 2)
-        defaults |= FINE_TUNING if is_pretrained(args.init) else FROM_A_STUDENT
+        student = student_json(args.init)
+        defaults |= FINE_TUNING if student.get("pretrained", True) else FROM_A_STUDENT
+        defaults["numbers"] = "letters" if student.get("letters") else "digits"
     else:
         defaults |= FROM_SCRATCH | NEW_MODEL
         defaults["n_head"] = max(1, (args.n_embd or NEW_MODEL["n_embd"]) // 32)
+    if args.no_calculator or args.role == "answer":  # it calculates itself
+        defaults["numbers"] = "digits"
+        if args.numbers == "letters":
+            raise UserError("--numbers letters leaves all arithmetic to the calculator: it goes neither with "
+                            "--no-calculator nor with --role answer", 2)
     for flag, value in defaults.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
@@ -138,12 +145,11 @@ def resolve_args(args):
         args.minutes = 10.0
 
 
-def is_pretrained(init):
-    """Whether --init is a GPT-2 from elsewhere (it has no student.json) or a student fine-tuned from one."""
-    try:
-        return bool(infer.read_student_json(init).get("pretrained"))
-    except OSError:
-        return True
+def student_json(init):
+    """What student.json says of the student to start from, --init; {} for a GPT-2 from elsewhere."""
+    with contextlib.suppress(OSError):
+        return infer.read_student_json(init)
+    return {}
 
 
 # ---- the optimizers ----------------------------------------------------------------------------------------
@@ -297,7 +303,8 @@ def count_solved(model, tokenizer, problems, args):
         return {}  # it cannot go on without a solver
     c = model.config  # a cache of 256 MiB at most, beside the optimizer's state
     n_rows = max(1, min(len(problems), 2 ** 26 // (2 * c.n_layer * c.n_embd * c.block_size)))
-    students, solved = {args.role: infer.Student(model, tokenizer, n_rows, {"guidance": args.guidance})}, 0
+    about = {"guidance": args.guidance, "letters": args.numbers == "letters"}
+    students, solved = {args.role: infer.Student(model, tokenizer, n_rows, about)}, 0
     for i, record in infer.solve(problems, procedure, students, calculator=not args.no_calculator):
         if args.role == "decomposer":
             is_done = not record["unfinished"]
@@ -515,10 +522,8 @@ class Data:
         self.args, self.tokenizer = args, tokenizer
         if args.role == "solver":
             problems = merge_steps(problems, args.merged_steps, args.seed)
-        # rows: of each problem's sequence, which row of --train it is, from 1; copy examples come behind
+        # rows: of each sequence, which row of --train it is, from 1
         self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
-        copies = copy_examples(problems, tokenizer, round(args.copy_examples * len(problems)), args.seed)
-        self.sequences += [copy for copy in encode_segments(copies, tokenizer) if fits(copy, block_size)]
         self.lengths = [len(ids) for ids, _ in self.sequences]
         self.loss_tokens = [int(loss_mask[1:].sum()) for _, loss_mask in self.sequences]
         self.plan, self.planned_epoch = [], 0
@@ -572,7 +577,8 @@ class Data:
 
 def encode_fitting(problems, path, tokenizer, block_size, args):
     """The sequences of the problems that fit into the block, and which rows of the file those are, from 1."""
-    sequences = encode_problems(problems, args.role, tokenizer, args.guidance, not args.no_calculator)
+    sequences = encode_problems(problems, args.role, tokenizer, guidance=args.guidance,
+                                calculator=not args.no_calculator, letters=args.numbers == "letters")
     rows = [row for row, sequence in enumerate(sequences, 1) if fits(sequence, block_size)]
     if not rows:
         raise UserError(f"{path}: no problem fits into the block of {block_size} tokens (--block-size)")
@@ -635,8 +641,7 @@ class TrainingLog:
         losses = [loss for loss, _ in pairs]
         for (step, indices, _), pair in zip(self.pending, pairs):
             if not math.isfinite(sum(pair)):
-                rows = ", ".join(str(self.rows[i]) for i in indices if i < len(self.rows))
-                where = f"{self.args.train} rows {rows or '(copy examples)'}"
+                where = f"{self.args.train} rows {', '.join(str(self.rows[i]) for i in indices)}"
                 raise UserError(f"the loss or its gradient is not a number at step {step}, {where}: try a "
                                 f"lower --lr; {self.args.out} keeps what it had")
         loss = all_reduce([sum(losses)], self.args.world)[0] / self.weight
@@ -738,9 +743,10 @@ class Checkpoints:
         --valid. Raises UserError if these are not the checkpoint's."""
         self.model, self.tokenizer, self.args, self.loaded = model, tokenizer, args, loaded
         self.about = {"role": args.role, "guidance": args.guidance, "init": args.init and str(args.init),
+                      "letters": args.numbers == "letters",
                       "calculates": args.no_calculator,  # it learned what the calculator does for others
                       "merged_steps": args.merged_steps if args.role == "solver" else 0.0,
-                      "pretrained": bool(args.init) and is_pretrained(args.init)}
+                      "pretrained": bool(args.init) and student_json(args.init).get("pretrained", True)}
         self.settings = {flag: str(value) if isinstance(value, Path) else value
                          for flag, value in vars(args).items() if flag not in NO_SETTINGS}
         self.checksum = checksum(problems)
@@ -791,7 +797,8 @@ def open_model(args, problems, checkpoint):
             model.config.dropout = args.dropout
     else:
         learned = args.tokenizer != "gpt2"
-        tokenizer = train_tokenizer(problems, args.vocab_size) if learned else Tokenizer.gpt2()
+        letters = args.numbers == "letters"
+        tokenizer = train_tokenizer(problems, args.vocab_size, letters) if learned else Tokenizer.gpt2()
         config = GPTConfig(tokenizer.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd,
                            args.dropout, gelu="none")
         model = init_weights(GPT(config), args.seed)
@@ -817,7 +824,8 @@ def next_command(args):
     words = ["infer.py"] if args.role in ("solver", "decomposer") else ["infer.py", "--procedure", args.role]
     if is_default and partner and not Path("runs", partner).exists():
         words = ["train.py", "--role", partner]
-        words += ["--init", str(args.init)] if args.init and is_pretrained(args.init) else []
+        pretrained = args.init and student_json(args.init).get("pretrained", True)
+        words += ["--init", str(args.init)] if pretrained else []
         if args.train != Path("annotations/train.jsonl"):
             words += ["--train", str(args.train), "--valid", str(args.valid)]
     elif not is_default:

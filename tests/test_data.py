@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 import data
-from data import (END, ROLES, Tokenizer, UserError, copy_examples, encode_problems, make_batch, merge_steps,
-                  plan_batches, read_problems, segments)
+from data import (END, LETTERS, ROLES, Letters, Tokenizer, UserError, calculator_result, encode_problems,
+                  make_batch, merge_steps, plan_batches, read_problems, segments)
 from model import GPT, GPTConfig, init_weights
 
 PROBLEM = {"problem": "Ana has 12 pens.\nBo has 3  more than Ana. How many do they have?", "steps": [
@@ -105,6 +105,54 @@ def test_the_loss_mask_is_what_the_roles_table_says(role, text, in_loss, tokeniz
         assert tokenizer.decode(ids[mask].tolist()) == written
 
 
+def test_letters_stand_for_the_numbers_of_a_problem_and_of_its_solutions():
+    letters = {"12": "α", "3": "β", "15": "γ", "27": "δ"}
+    for role in "cot", "unified", "stepwise", "solver":
+        plain, hidden = (segments(PROBLEM, role, letters=hide) for hide in (False, True))
+        assert hidden == [(text and re.sub(r"\d+", lambda match: letters[match[0]], text), in_loss)
+                          for text, in_loss in plain]
+    # who has not read the solutions knows the problem's numbers alone
+    assert segments(PROBLEM, "answer", letters=True)[-2] == (" 27", True)
+
+
+@pytest.mark.parametrize("problem, lines, hidden", [
+    # as people write numbers; ordinals and "one" are none
+    ("Twenty-five kids and Two of one dozen paid $1,234.50 for 3kg, half of .5, on the 2nd and 10th.", [],
+     ["α kids and β of one dozen paid $γ for δ kg, half of ε, on the 2nd and 10th."]),
+    # a number that nobody told stays; a result has the next letter, of equal numbers too
+    ("He has 5 and 5.", ["<<5+5=10>>10", "<<10*2=20.00>>20, not 7", "In 5 weeks?"],
+     ["He has α and β.", "<<α+β=γ>>γ", "<<γ*2=δ>>δ, not 7", "In α weeks?"]),
+    # of equal numbers the one that no equation has; a result before what the problem tells
+    ("4, 2 and 2.", ["<<4/2=2>>2", "<<2*2=4>>4", "4"], ["α, β and γ.", "<<α/β=δ>>δ", "<<δ*γ=ε>>ε", "ε"]),
+    # fractions are two numbers, so that an equation can be written of them
+    ("1/2 of 36?", ["36*1/2=<<36*1/2=18>>18", "18"], ["α/β of γ?", "γ*α/β=<<γ*α/β=δ>>δ", "δ"]),
+])
+def test_letters_for_numbers_as_people_write_them(problem, lines, hidden):
+    letters = Letters()
+    assert [letters.hide(text) for text in (problem, *lines)] == hidden
+    shown = [letters.show(text).replace(".00>>", ">>") for text in hidden[1:]]
+    assert shown == [line.replace(".00>>", ">>") for line in lines]
+    told = letters.told
+    letters.forget_results()
+    assert len(letters.numbers) == told and letters.hide("9") == "9"
+
+
+def test_numbers_beyond_the_alphabet_stay_numbers():
+    letters = Letters()
+    problem = " ".join(str(1000 + k) for k in range(30))
+    assert letters.hide(problem) == " ".join([*LETTERS, *(str(1000 + k) for k in range(len(LETTERS), 30))])
+    assert letters.hide("<<1000+1029=2029>>2029") == "<<α+1029=2029>>2029"
+    assert calculator_result("<<α+1029=".encode(), letters) == "2029>>"
+
+
+def test_the_calculator_computes_with_letters():
+    letters = Letters()
+    letters.hide("He has 12 pens in 3 boxes.")
+    assert calculator_result("<<α*β=".encode(), letters) == "γ>>" and letters.show("<<γ/2>>") == "<<36/2>>"
+    assert calculator_result("<<(γ-α)/2=".encode(), letters) == "δ>>" and letters.show("δ") == "12"
+    assert calculator_result("<<α+ω=".encode(), letters) is None  # ω stands for nothing
+
+
 def test_one_sequence_a_problem_has_the_loss_of_one_sequence_a_sub_question(tokenizer):
     model = init_weights(GPT(GPTConfig(tokenizer.vocab_size, 200, 2, 2, 16)), 0).double()
 
@@ -165,32 +213,6 @@ def test_every_sequence_is_in_one_batch_within_the_budget(budget):
     if budget == 512:
         assert lengths.sum() > 0.95 * sum(lengths[batch].max() * len(batch) for batch in batches)
     assert batches == plan_batches(lengths, budget, np.random.default_rng(1))
-
-
-def test_copy_examples_say_sentences_of_the_problems_and_learn_them_when_they_come_again(tokenizer):
-    names = "ABCDEFGHIJ"
-    problems = [{"problem": f"{name} has {k + 1} pens. How many?"} for k, name in enumerate(names)]
-    known = {f" {name} has {k + 1}." for k, name in enumerate(names)}
-    examples = copy_examples(problems, tokenizer, 50, seed=3)
-    assert len(examples) == 50 and examples == copy_examples(problems, tokenizer, 50, seed=3)
-    assert examples != copy_examples(problems, tokenizer, 50, seed=4)
-    said = []
-    for example in examples:
-        n = len(example) // 8  # a name and a number each, four times
-        statements = [name + number for (name, _), (number, _) in zip(example[::2], example[1::2])]
-        first, again, *shuffled = [statements[k * n:(k + 1) * n] for k in range(4)]
-        assert 4 <= n <= 8 and len(set(first)) == n and first == again
-        assert all(sorted(order) == sorted(first) for order in shuffled)
-        assert [in_loss for _, in_loss in example] == [False] * 2 * n + [True] * 6 * n
-        said += first
-    reworded = [text for text in said if text not in known]
-    assert all(re.fullmatch(r" ([A-J] [a-zA-Z]+|[a-zA-Z]+ has) \d+\.", text) for text in reworded)
-    assert 0.3 < len(reworded) / len(said) < 0.7
-    many = copy_examples(problems, tokenizer, 1000, seed=3)
-    seen = set(tokenizer.encode("".join(text for example in many for text, _ in example)))
-    assert all(i in seen for i in range(256, tokenizer.end) if tokenizer.decode([i]).strip().isalpha())
-    assert copy_examples(problems[:7], tokenizer, 50, seed=3) == []  # too few
-    assert copy_examples([{"problem": "So it is."}] * 9, tokenizer, 50, seed=3) == []  # no number
 
 
 # ---- answers -----------------------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def cross_entropy(folder, problems, role, prompt_weight=0.0):
     prompt_weight: at the first step, when of the tokens that are only read the second, sixth, ... have loss.
     """
     model, total, weight = GPT.from_pretrained(folder).double(), 0.0, 0.0
-    for ids, mask in encode_problems(problems, role, Tokenizer.from_pretrained(folder)):
+    letters = train.student_json(Path(folder)).get("letters", False)
+    for ids, mask in encode_problems(problems, role, Tokenizer.from_pretrained(folder), letters=letters):
         weights = [1.0 if written else 4 * prompt_weight * (k % 4 == 1) for k, written in enumerate(mask[1:])]
         ids, weights = torch.tensor(ids).long(), torch.tensor(weights, dtype=torch.float64)
         nats = -torch.log_softmax(model(ids[None, :-1])[0], -1)[range(len(weights)), ids[1:]]
@@ -266,15 +267,20 @@ def test_published_weights_and_what_began_so_are_fine_tuned(here, problems):
         args, _ = train.parse_args(["--role", "decomposer", *init.split()])
         train.resolve_args(args)
         assert {flag: getattr(args, flag) for flag in expected} == expected
+    for flags, numbers in (("--role answer", "digits"), ("--role cot --no-calculator", "digits"),
+                           ("--role cot --numbers digits", "digits"), ("--role cot", "letters")):
+        args, _ = train.parse_args(flags.split())
+        train.resolve_args(args)
+        assert args.numbers == numbers
     Path("ours/student.json").write_text("[]")
     with pytest.raises(UserError, match="ours/student.json: not what train.py writes"):
         run("--role decomposer --init ours")
 
 
 def test_a_guided_decomposer_reads_the_guidance_of_each_problem_and_says_so(here, problems):
-    run("--role decomposer --guidance steps --steps 1 --batch-tokens 10000 --copy-examples 0", *TINY)
+    run("--role decomposer --guidance steps --steps 1 --batch-tokens 10000", *TINY)
     student = infer.load_student(Path("runs/decomposer"), "decomposer", rows=1)
-    sequences = encode_problems(problems, "decomposer", student.tokenizer, "steps")
+    sequences = encode_problems(problems, "decomposer", student.tokenizer, guidance="steps", letters=True)
     row = train.read_log("runs/decomposer/log.jsonl")[0]
     assert row["tokens"] - row["padding"] == sum(len(ids) - 1 for ids, _ in sequences)
     assert student.guidance == "steps"
@@ -404,7 +410,7 @@ def test_evaluations_take_a_tenth_of_a_limited_time(here, monkeypatch):
 
 
 def test_epochs_and_patience_end_a_run(here):
-    run("--role cot --epochs 3 --copy-examples 0 --batch-tokens 300", *TINY)
+    run("--role cot --epochs 3 --batch-tokens 300", *TINY)
     last = about("runs/cot/last")
     assert last["epoch"] == 3 and last["next_batch"] == 0 and last["step"] > 3
     run("--role cot --steps 50 --lr 1e-30 --weight-decay 0 --patience 2 --out p", *TINY)
@@ -432,6 +438,7 @@ def test_epochs_and_patience_end_a_run(here):
     ("--grad-accum 0", 2, "argument --grad-accum: 0 is no whole number from 1"),
     ("--epochs 2 --steps 5", 2, "argument --steps: not allowed with argument --epochs"),
     ("--force --resume", 2, "--force and --resume exclude each other\n"),
+    ("--no-calculator --numbers letters", 2, "--numbers letters leaves all arithmetic to the calculator"),
     ("--seed -1", 2, "argument --seed: -1 is no whole number from 0"),
     ("--vocab-size 100", 2, "argument --vocab-size: 100 is no whole number from 257"),
     ("--tokenizer gpt2 --vocab-size 300", 2, "--vocab-size is that of a learned vocabulary, "),
@@ -462,7 +469,7 @@ def test_problems_longer_than_the_block_are_counted(here, capsys, problems):
 
 
 def test_a_learning_rate_that_is_too_high_ends_in_one_line(here, capsys):
-    flags = "--role solver --steps 200 --lr 1e6 --copy-examples 0 --save-minutes 1e-9"
+    flags = "--role solver --steps 200 --lr 1e6 --save-minutes 1e-9"
     code, err = fails(capsys, flags, *TINY)
     found = re.search(
         r"error: the loss or its gradient is not a number at step (\d+), annotations/train.jsonl rows "
