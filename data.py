@@ -24,8 +24,8 @@ of tokens, laid out in segments. For a solver from scratch, which reads and writ
      δ<|endoftext|>                                                       yes
 
 A student from scratch also has to learn to read: for it, what is not under the loss has a small weight in it
-that falls to 0 in the course of a training (`falling_prompt_weight` in train.py). A pretrained GPT-2 can read,
-numbers too: its sequence has "Ann has 3 cats." and "Bob has <<3+2=".
+that falls to 0 in the course of a training (`falling_prompt_weight` in train.py). A pretrained GPT-2 can
+read, numbers too: its sequence has "Ann has 3 cats." and "Bob has <<3+2=".
 """
 import argparse
 import ast

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import (ANNOTATION, MARK, ROLES, Letters, Parser, Tokenizer, UserError, calculator_result, checksum,
-                  get_device, number, numbers_in, one_line, parse_number, problem_prompt, read_problems,
+                  get_device, number, one_line, parse_number, problem_prompt, read_problems,
                   read_run_file, run_script, same_answer, to_jsonl, to_line, whole_number)
 from model import GPT, KVCache, prepack_matrices
 
@@ -557,12 +557,14 @@ def is_doubtful(problem, record):
 
 
 def unused_numbers(problem, record):
-    """How many different numbers of a problem's text stand in no equation of a dialogue."""
-    used = set()
-    for expression, _ in calculations(record):
-        operands = re.sub(r"[-+*/()%]", " ", expression)  # 36/4 has two, 1/2*8 also the number 1/2
-        used |= {*numbers_in(operands), *numbers_in(expression)}
-    return len({*numbers_in(problem["problem"])} - used)
+    """How many different numbers of a problem's text, in digits or in words, stand in no equation of a
+    dialogue."""
+    letters = Letters()
+    letters.hide(problem["problem"])
+    told = {*letters.numbers.values()}
+    for step in record["steps"]:
+        letters.hide(step.get("solution", ""))  # notes which letters its equations have
+    return len(told - {letters.numbers[letter] for letter in letters.used})
 
 
 def is_certain(problem, record):
@@ -906,6 +908,31 @@ def parse_args(argv=None):
     return args
 
 
+def check_students(args, students, problems):
+    """Raise UserError (status 2) where the flags, or the file of --eval, do not fit these students."""
+    told = args.guide or all("guide" in problem or problem.get("steps") for problem in problems or [{}])
+    for role, student in students.items():
+        if student.guidance and not told:
+            raise UserError(f"the {role} was trained with --guidance {student.guidance}: tell it by --guide "
+                            "TEXT, or in a file by 'steps' or 'guide' of each problem", 2)
+        if args.no_calculator and "s" in ROLES[role].loss and not student.about.get("calculates", True):
+            raise UserError(f"the {role} was not trained to calculate: train.py --no-calculator does", 2)
+    if args.guide and not any(student.guidance for student in students.values()):
+        raise UserError("--guide is for students that were trained with --guidance", 2)
+
+
+def decoding_options(args, students):
+    """The options of `solve_by_vote`: what the flags say; what they leave open, as it suits the students."""
+    votes, temperature = args.votes, args.temperature
+    if votes is None:
+        fine_tuned = any(student.about.get("pretrained") for student in students.values())
+        votes = 1 if fine_tuned or temperature is not None else VOTES
+    if temperature is None:
+        temperature = 0.7 if votes > 1 or args.top_k or args.top_p < 1 else 0.0
+    sampling = Sampling(temperature, args.top_k, args.top_p, args.seed) if temperature else None
+    return {"calculator": not args.no_calculator, "votes": votes, "sampling": sampling}
+
+
 def main(argv=None):
     """Parse, load the students; then solve a file, one problem, or what is typed."""
     args = parse_args(argv)
@@ -918,25 +945,10 @@ def main(argv=None):
     device, dtype = get_device(args.device), getattr(torch, args.dtype)
     students = {role: load_student(folder, role, rows, device, dtype)
                 for role, folder in args.folders.items()}
+    check_students(args, students, problems)
     if procedure is socratic and students["solver"].about.get("merged_steps") and not args.no_second_look:
         procedure = second_look
-    if args.votes is None:
-        fine_tuned = any(student.about.get("pretrained") for student in students.values())
-        args.votes = 1 if fine_tuned or args.temperature is not None else VOTES
-    if args.temperature is None:
-        args.temperature = 0.7 if args.votes > 1 or args.top_k or args.top_p < 1 else 0.0
-    options = {"calculator": not args.no_calculator, "votes": args.votes, "sampling": None}
-    if args.temperature:
-        options["sampling"] = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    told = args.guide or all("guide" in problem or problem.get("steps") for problem in problems or [{}])
-    for role, student in students.items():
-        if student.guidance and not told:
-            raise UserError(f"the {role} was trained with --guidance {student.guidance}: tell it by --guide "
-                            "TEXT, or in a file by 'steps' or 'guide' of each problem", 2)
-        if args.no_calculator and "s" in ROLES[role].loss and not student.about.get("calculates", True):
-            raise UserError(f"the {role} was not trained to calculate: train.py --no-calculator does", 2)
-    if args.guide and not any(student.guidance for student in students.values()):
-        raise UserError("--guide is for students that were trained with --guidance", 2)
+    options = decoding_options(args, students)
     guide = {"guide": args.guide} if args.guide else {}
     if args.eval:
         evaluate_file(args, problems, procedure, students, options)

@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, encode_problems,
-                  fits, get_device, loss_weights, make_batch, merge_steps, number, plan_batches, read_problems,
-                  run_script, same_answer, train_tokenizer, whole_number)
+                  fits, get_device, loss_weights, make_batch, merge_steps, number, plan_batches,
+                  read_problems, run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_embeddings, init_weights
 
 
