@@ -674,6 +674,8 @@ def relate(story, kind, quantity):
     asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
     value = story.find(equation, asks, asked)
     first = len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
+    if way == "S" and story.level == 1 and not (first or kind.backwards):
+        fields["brief"] = ""
     story.tell(kind.name, kind.say, fields, place=0 if first else None)
     story.compared = quantity, way
     return replace(other, value=value)
@@ -988,6 +990,8 @@ def tell_aside(story, kind, place):
     quantity = (story.pick(story.facts) if kind == "unneeded" else story.facts[0]).fields.quantity
     story.mixed |= kind == "unneeded"
     who = quantity.S if quantity.S in story.people else None
+    if place < len(story.facts) and "{brief}" in story.facts[place].wording:
+        place = 0  # nothing comes between that and what it is compared with
     story.tell(kind, TELL[kind], Fields(story, quantity, S=who), place)
     asides = [fact.wording for fact in story.facts if fact.kind == kind]
     require(len({*asides}) == len(asides))
@@ -1230,6 +1234,16 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         number of {T} that {S} [GET]?""",
     "lost in all": """How many {T} [DO] {S} {LOSE} (in all|altogether|in total|)? | What [-be] the total
         number of {T} that {S} [LOSE]?""",
+    "got more": """How many more {T} [DO] {S} {GET} than {S} [LOSE]? | Find how many more {T} {S} [GET] than
+        {S} [LOSE].""",
+    "lost more": """How many more {T} [DO] {S} {LOSE} than {S} [GET]? | Find how many more {T} {S} [LOSE] than
+        {S} [GET].""",
+    "left of the other": """How many {T2} [!DO] {S} have (left|now)? | How many {T2} [!+be] left? | How many
+        {T2} [!DO] {S} still have? | How many {T2} [DO] {S} have in the end?""",
+    "now of the other": """How many {T2} [!DO] {S} have (now|in all|altogether|in total|)? | How many {T2}
+        [DO] {S} have in the end?""",
+    "has to lose": """How many {T} [DO] {S} have to {LOSE}? | How many of the {T} [DO] {S} have to {LOSE}? |
+        How many {T} [DO] {S} not need?""",
     "in each": """How many {T} and {T2} [+be] there {at} (each|every|one) {group}? | How many {T} and {T2}
         [-DO] each {group} have?""",
     "both in all": """How many {T} and {T2} [+be] there (in all|altogether|in total|)? | What [-be] the total
@@ -1302,6 +1316,7 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         How much [-DO] each {friend} have to pay? | How much [-be] that for each {friend}?""",
     "form groups": """How many groups [+be] there? | How many groups [-be] that? | How many groups [+DO] the
         {T} form?""",
+    "rows": "How many rows [+be] there? | How many rows [-be] that? | What [-be] the number of rows?",
     "in a group": """How many {T} [+be] there in (each|one) group? | How many {T} [+be] in (each|every) group?
         | What [-be] the number of {T} in each group?""",
     "weeks": """How many {units} [DO] {S} need for that? | How many {units} [-will] it take {S:him}? | For how
@@ -1322,6 +1337,8 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         dollars [DO] {S} spend? | What [DO] {S} pay? | How much (money|) [DO] {S} spend (in all|)?""",
     "spend in all": """How much (money|) [DO] {S} spend in all? | How much [DO] {S} pay (in all|altogether)? |
         What [DO] {S} pay in all? | How much [DO] {S} spend (in total|altogether)?""",
+    "spend more": """How much more (money|) [DO] {S} spend on {item2} than on {item}? | How many more dollars
+        [DO] {S} spend on {item2} than on {item}?""",
     "one costs": """How much [-DO] one {thing} cost? | What [-be] the price of one {thing}? | How much [-DO]
         each {thing} cost? | How much [DO] {S} pay for one {thing}?""",
     "change": """How much change [DO] {S} get (back|)? | How much (money|) [DO] {S} get back? | What [-be]
@@ -1334,10 +1351,17 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {units} [-DO] it take {S:him}? | In how many {units} [DO] {S} do that?""",
     "rate": """How many {T} [DO] {S} {V} each {unit}? | How many {T} [DO] {S} {V} (per {unit}|in one
         {unit}|every {unit})?""",
+    "left after": """How many {T} [!+be] left after {n units}? | After {n units}, how many {T} ([!+be]
+        left|[!DO] {S} have left)? | How many {T} [will] {S} have left after {n units}?""",
+    "has after": """How much money [will] {S} have after {n units}? | After {n units}, how much money [DO] {S}
+        have? | How many dollars [DO] {S} have after {n units}?""",
+    "to do after": """How many {T} [DO] {S} still have to {V} after {n units}? | After {n units}, how many {T}
+        [DO] {S} still have to {V}? | How many {T} [+be] left to {V} after {n units}?""",
     "get in time": "How much money [DO] {S} get in {n units}?",
     "in all groups": """How many {T} [+be] there altogether? | How many {T} [+be] there (in total|in all|)? |
         What [-be] the total number of {T}? | Altogether, how many {T} [+be] there?""",
-    "in groups": """How many {T} [+be] there in {n groups}? | In {n groups}, how many {T} [+be] there? | What
+    "in groups": """How many {T} [+be] there in {n groups}? | How many {T} [+be] needed for
+        {n groups}? | In {n groups}, how many {T} [+be] there? | What
         [-be] the number of {T} in {n groups}? | How many {T} [+DO] {n groups} hold?""",
     "cost of": """How much ([+DO]|would) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
         {n things}? | What ([+DO]|would) {n things} cost? | How much money [DO] {S} need for {n things}?""",
@@ -1383,14 +1407,16 @@ def read_steps(text):
     return [step.split(": ") for step in text.split("; ")]
 
 
-# How two are compared: {S} is the one that is told about, {ref:him} the other. For each form of quantity: how
-# the names of its kinds begin; how so many more or fewer (#) is told; so many times as many, or a part.
+# How two are compared: {S} is the one that is told about, {ref:him} the other; {brief} marks what leaves that
+# out, behind a sentence about it: "Ann has 3 more apples." For each form of quantity: how the names of its
+# kinds begin; how so many more or fewer (#) is told; so many times as many, or a part.
 COMPARED = {
     "own act money": ("", """
         {S} [V] # {tail} than {ref:him}. | {Tail}, {S} [V] # than {ref:him}. | Compared with {one:him}, {S}
-        [V] # {tail}. | {S} [V] # than {ref} {do} {tail}.""", """
+        [V] # {tail}. | {S} [V] # than {ref} {do} {tail}. | {brief}{S} [V] # {tail}.""", """
         {S} [V] (|exactly) # as {many} {tail} as {ref:him}. | {S} [V] # the {number} that {ref} {do} {tail}. |
-        {Tail}, {S} [V] # as {many} as {ref:him}. | {S} [V] # as {many} {tail} as {ref} {do}."""),
+        {Tail}, {S} [V] # as {many} as {ref:him}. | {S} [V] # as {many} {tail} as {ref} {do}. | {brief}{S} [V]
+        # as {many} {tail}."""),
     "there": ("there ", """
         There [+be] # {tail} than {ref:him}. | {Tail} there [+be] # than {ref:him}. | Compared with {one:him},
         there [+be] # {tail}. | # than {ref:him} [+be] {tail}.""", """
@@ -1403,9 +1429,9 @@ COMPARED = {
         {ref:him}. | {S} [be] # as expensive as {ref:him}."""),
     "be age weigh": ("is ", """
         {S} [be] # than {ref:him}. | {S} [be] # than {ref} [-be]. | Compared with {one:him}, {S} [be]
-        #.""", """
+        #. | {brief}{S} [be] #.""", """
         {S} [be] (|exactly) # as {adj} as {ref:him}. | {S} [be] # as {adj} as {ref} [-be]. | The {side} of
-        {S:him} [-be] # that of {ref:him}.""")}
+        {S:him} [-be] # that of {ref:him}. | {brief}{S} [be] # as {adj}.""")}
 
 
 def comparisons():
@@ -1454,7 +1480,8 @@ KINDS = [
     kind("loses and gains", "own", "own", 40, "a - l: before the last; x + b: now", """
         {S} [LOSE] {l of T} and then [GET] {b added T}. | {S} [LOSE] {l of T} but [GET] {b added T} {where}. |
         After {S} [LOSE] {l of T}, ({O} [-give] {S:him} {b more T}|{S} [GET] {b added T}). | {S} [give]
-        {l of T} to {O} and (|then) [GET] {b added T}."""),
+        {l of T} to {O} and (|then) [GET] {b added T}. | First {S} [LOSE] {l of T}, (then|later) {S} [GET]
+        {b added T}. | (Then|Later) {S} [LOSE] {l of T} and [GET] {b added T} {where}."""),
     kind("gains and loses", "own", "own", 40, "a + b: before the last; x - v: left", """
         {S} [GET] {b added T} and then [LOSE] {v of T}. | {S} [GET] {b added T} but [LOSE] {v of T} {where}. |
         After {S} [GET] {b added T}, {S} ([give] {v of T} to {O}|[LOSE] {v of T}). | {O} [-give] {S:him}
@@ -1503,6 +1530,12 @@ KINDS = [
         {S} [spend] {b T} on {item} and [have] {c T} left. | After {S} [spend] {b T} on {item}, {S} [have]
         {c T} left. | {S} [have] some money. {S} [buy] {item} for {b T}. Now {S} [!have] {c T}. | {S} [pay]
         {b T} for {item}. {S} [have] {c T} left."""),
+    kind("had money before both", "money?", "end", 24, "b + c: before the last; x + y: at first", """
+        {S} ([spend] {y T} on {item} and {b T} on {item2}|[buy] {item} for {y T} and {item2} for {b T}). Now
+        {S} [!have] {c T} left. | After {S} [buy] {item} for {y T} and {item2} for {b T}, {S} [have] {c T}
+        left. | {S} [pay] {y T} for {item} and {b T} for
+        {item2}. {S} [have] {c T} left. | {Item} [-cost] {S:him} {y T} and {item2} {b T}. {S} [have] {c T}
+        left."""),
     kind("had before both", "own?", "end", 10, "a - l: before the last; x + b: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. Then {S} [GET] {l more T}. Now {S} [!have] {a T}. | {S}
         [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}."""),
@@ -1533,6 +1566,12 @@ KINDS = [
     kind("saves so long", "money", "money", 40, "r * n: get in time; a + x: now", """
         {S} [save] {r T} {per} for {n units}. | {S} [get] {r T} (each|every) {unit}, for {n units}. | For
         {n units}, {S} [earn] {r T} {per}. | Every {unit} {S} [earn] another {r T}, for {n units}."""),
+    kind("loses until then", "own", "end", 20, "n * m: lost; a - x: left after", """
+        {S} [LOSE] {m T} {per}. | From then on, {S} [LOSE] {m T} {per}. | (Each|Every) {unit}, {S} [LOSE]
+        {m of T}. | Then {S} [LOSE] {m of T} (each|every) {unit}."""),
+    kind("saves until then", "money", "end", 20, "r * n: get in time; a + x: has after", """
+        {S} [save] {r T} {per}. | {S} [get] {r T} {per}. | (Each|Every) {unit} {S} [earn] another {r T}. |
+        From then on, {S} [save] {r T} {per}. | {S} [earn] {r T} {per}."""),
     kind("loses groups", "own", "own", 20, "n * m: lost; a - x: left", """
         (|Then|Later) {S} [LOSE] {n groups} (of|with) {m T} each. | (|Then) {S} [LOSE] {n groups} with {m T}
         in each {group}. | {S} [LOSE] {n groups} of {m T}."""),
@@ -1576,6 +1615,25 @@ KINDS = [
         {S} also [have] {b T2}. After {S} [LOSE] some of them, {S} [have] {l T} and {o T2} left. | {S} also
         [have] {b T2}. {S} [LOSE] some {T} and some {T2}. Now {S} [!have] {o T2} and {l T} left. | {S} also
         [have] {b T2}. {S} [LOSE] some of these and [!have] {l T} and {o T2} now."""),
+    kind("two things lost", "own", "end", 22, "a - l: left", """
+        {S} also [have] {b T2}. (|Then|Later) {S} [LOSE] {l T} and {o T2}. | {S} [have] {b T2} too. (|Then)
+        {S} [LOSE] {o T2} and {l T} {where}. | {S} also [have] {b T2}. {Where}, {S} [LOSE] {o T2} and {l T}. |
+        {S} [have] {b T2} as well. After that {S} [LOSE] {l T} and {o} of the {T2}."""),
+    kind("two things gained", "own", "end", 18, "a + b: now", """
+        {S} also [have] {c T2}. (|Then|Later) {S} [GET] {b added T} and {m T2} {where}. | {S} [have] {c T2}
+        too. (|Then) {S} [GET] {m more T2} and {b more T}. | {S} also [have] {c T2}. {O} [-give] {S:him}
+        {b more T} and {m more T2}."""),
+    kind("loses some of the rest", "own", "end", 24, "a - l: before the last; x - v: lost", """
+        {S} [give] {l of T} to {O}. (Then|Later) {S} [LOSE] some of the rest. {S} [have] {v T} left. | {O}
+        [-get] {l of T} from {S}. After {S} [LOSE] some of the others, {S} [have] {v T} left. | {S} [give] {O}
+        {l of T} and (|then) [LOSE] some too. (In the end|After that) {S} [have] {v T}."""),
+    kind("wants to keep", "own", "end", 16, "a - l: has to lose", """
+        {S} [want] to keep (only|) {l of T}. | {S} [need] (only|no more than) {l of T}. | {S} [want] to have
+        only {l T}. | {S} [have] room for {l of T} alone."""),
+    kind("some go before some come", "there", "end", 16, "l + b: now", """
+        Some of the {T} [+GO], and only {l} [+be] left. (Then|Later|{Later},) {b more T} [+COME]. | After some
+        of them [+GO], there [+be] {l T} left. (Then|{Later},) {b added T} [+COME]. | Some [+GO], so that
+        there [+be] {l T} left, and then {b more T} [+COME]."""),
     kind("two things in each", "groups?", "end", 14, "n * m: total there", """
         There [+be] {n groups} {here} with {m T} and {c T2} {at} each {group}. | There [+be] {n groups}
         {here}. (Every|Each) {group} ([-have]|[-contain]|[-hold]) {m T} and {c T2}. | Each of the
@@ -1637,6 +1695,9 @@ KINDS = [
         {S} [LOSE] {l of T} and [put] the rest into {groups} of {z}. | {l} of {them} [+be] set aside. {S}
         [pack] the (others|rest) into {groups} of {z}. | {S} [LOSE] {l of T} and [pack] the (others|rest), {z}
         into each {group}."""),
+    kind("stand in rows", "there", "end", 16, "a / d: rows", """
+        (The {T}|They) [+be] (in|put in) rows of {d}. | There [+be] {d T} in (each|every) row. | Each row
+        [-have] {d T}. | (The {T}|They) [+be] in equal rows, {d} in each."""),
     kind("form groups", "there", "end", 20, "a / d: form groups", """
         (The {T}|They) [+form] groups of {d}. | (The {T}|They) [+be] (split|put) into groups of {d}. | In each
         group there [+be] {d T}."""),
@@ -1646,7 +1707,7 @@ KINDS = [
     kind("packs by size", "own", "end", 50, "a / d: boxes", """
         {S} [pack] {them} in {groups} of {d}. | {S} [put] {d} of {them} into each {group}. | Each {group}
         [-can] hold {d T}. | {S} [put] {them} into {groups} with {d} in each. | {S} [want] to put {them} into
-        {groups} of {d}. | {d T} [+fit] into one {group}."""),
+        {groups} of {d}. | {d T} [+fit] into one {group}. | {S} [make] {groups} of {d} (|from {them})."""),
     kind("packs by number", "own", "end", 50, "a / d: each", """
         {S} [pack] {them} into {d groups}, the same number in each. | {S} [put] {them} equally into
         {d groups}. | {S} [divide] {them} into {d groups} equally. | {S} [split] {them} evenly into
@@ -1713,6 +1774,10 @@ KINDS = [
         {S} [have] to {V} {g T}. {S} [V] {r T} {per} for {n units}. | {S} [want] to {V} {g T} in all. For
         {n units}, {S} [V] {r T} {per}. | {S:'s} goal [-be] to {V} {g T}. {Each_unit}, {S} [V] {r T}, for
         {n units}."""),
+    kind("to do after so long", "rate?", "end", 24, "r * n: in time; g - x: to do after", """
+        {S} [have] to {V} {g T}. {S} [V] {r T} {per}. | {S} [V] {r T} {per} and [want] to {V} {g T} in all. |
+        {S} [need] to {V} {g T} and [V] {r T} {per}. | {S:'s} goal [-be] to {V} {g T}. {Each_unit}, {S} [V]
+        {r T}."""),
     kind("how long", "rate?", "end", 26, "u / r: takes", """
         {S} [V] {r T} {per}. {S} [want] to {V} {u T}. | {Each_unit}, {S} [V] {r T}. {S} [have] to {V} {u T} in
         all. | {S} [need] to {V} {u T} and [V] {r T} {per}. | {S} [V] {u T} in all, {r} {per}."""),
@@ -1756,7 +1821,7 @@ def other_question(name, weight, steps):
     buys 5 and then 3, not what he has now but what he bought. What people gave him he did not buy.
     """
     same = next(kind for kind in KINDS if kind.name == name)
-    say = [wording for wording in same.say if "in all" not in steps or "give]" not in wording]
+    say = [wording for wording in same.say if not re.search("got|lost", steps) or "give]" not in wording]
     steps = read_steps(steps)
     return same._replace(name=f"{name} ({steps[-1][1]})", gives="end", weight=weight, steps=steps, say=say)
 
@@ -1767,6 +1832,12 @@ KINDS += [other_question(*row) for row in (
     ("gains groups", 14, "n * m: got"),
     ("gives each", 14, "n * m: gave"),
     ("spends twice", 16, "l + v: spend in all"),
+    ("loses and gains", 14, "b - l: got more"),
+    ("loses and gains", 14, "l - b: lost more"),
+    ("two things lost", 22, "b - o: left of the other"),
+    ("two things gained", 18, "c + m: now of the other"),
+    ("had money before both", 14, "y + b: spend in all"),
+    ("had money before both", 14, "b - y: spend more"),
     ("buys from money", 12, "n * p: pay"),
     ("two things in each", 12, "m + c: in each"),
     ("two things in each", 10, "m + c: in each; n * x: both in all"))]
@@ -1779,7 +1850,8 @@ def backwards(kind):
     """A comparison, told backwards."""
     (equation, asks), = kind.steps
     inverse = BACKWARDS[equation]
-    say = [re.sub(rf"\{{{equation[-1]}\b", "{" + inverse[-1], wording) for wording in kind.say]
+    say = [re.sub(rf"\{{{equation[-1]}\b", "{" + inverse[-1], wording) for wording in kind.say
+           if "{brief}" not in wording]
     return kind._replace(name=f"{kind.name}, backwards", steps=[(inverse, asks)], say=say, backwards=True)
 
 

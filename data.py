@@ -501,7 +501,9 @@ def calculator_result(line, letters=None):
     if not opened or not expression.endswith(b"="):
         return None
     expression = expression[:-1].decode("utf-8", "replace")
-    result = calculate(letters.show(expression) if letters else expression)
+    if letters:
+        expression = letters.show(f"<<{expression}=")[2:-1]
+    result = calculate(expression)
     return result and f"{letters.add(result) if letters else result}>>"
 
 
@@ -553,8 +555,17 @@ class Letters:
         return "".join([*parts, self._hide_known(text[end:])])
 
     def show(self, text):
-        """A text with numbers for its letters."""
+        """A text with numbers for its letters. Which of two numbers is larger, letters do not say: it comes
+        first in "<<α-β=", and in "<<α/β=" if then the quotient is whole."""
+        text = re.sub(rf"(?<=<<)([{LETTERS}])([-/])([{LETTERS}])(?==)", self._larger_first, text)
         return re.sub(f"[{LETTERS}]", lambda match: self.numbers.get(match[0], match[0]), text)
+
+    def _larger_first(self, match):
+        left, sign, right = match.groups()
+        small, large = (parse_number(self.numbers.get(letter, "")) for letter in (left, right))
+        if None in (small, large) or small >= large or sign == "/" and (not small or large % small):
+            return match[0]
+        return right + sign + left
 
     def add(self, number):
         """The next letter, which from now on stands for this number (a text); or, if none is left, that."""

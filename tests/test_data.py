@@ -153,6 +153,16 @@ def test_the_calculator_computes_with_letters():
     assert calculator_result("<<α+ω=".encode(), letters) is None  # ω stands for nothing
 
 
+def test_the_larger_of_two_numbers_comes_first_in_a_difference_and_in_a_whole_quotient():
+    letters = Letters()
+    letters.hide("He has 3, 12 and 7.")
+    for written, shown in (("<<α-β=", "<<12-3="), ("<<β-α=", "<<12-3="), ("<<α/β=", "<<12/3="),
+                           ("<<γ/β=", "<<7/12="), ("<<α-β-γ=", "<<3-12-7="), ("α-β", "3-12")):
+        assert letters.show(written) == shown
+    assert calculator_result("<<α-β=".encode(), letters) == "δ>>" and letters.show("δ") == "9"
+    assert letters.show("<<α-β=δ>>δ") == "<<12-3=9>>9"
+
+
 def test_one_sequence_a_problem_has_the_loss_of_one_sequence_a_sub_question(tokenizer):
     model = init_weights(GPT(GPTConfig(tokenizer.vocab_size, 200, 2, 2, 16)), 0).double()
 

@@ -69,10 +69,22 @@ CHANGES = {
 # What one may ask after facts of some kinds ("kind: question", or both in one), and the answer. legs: LEGS.
 ANSWERS = {
     "have / d": "shares: share, packs by size: boxes, packs by number: each, uses daily: lasts, is cut: "
-                "pieces, can afford: can buy, form groups, form equal groups: in a group",
+                "pieces, can afford: can buy, form groups, form equal groups: in a group, "
+                "stand in rows: rows",
     "have / 2": "loses half: lost, half of a kind: kind",
     "have / q": "loses part: lost, share of a kind: kind",
-    "have - l": "loses some: lost, some go: went, rest: other kind, one of two things: lost",
+    "have - l": "loses some: lost, some go: went, rest: other kind, one of two things: lost, "
+                "two things lost: left, wants to keep: has to lose",
+    "have + b": "two things gained: now",
+    "have - l - v": "loses some of the rest: lost",
+    "b - o": "two things lost (left of the other): left of the other",
+    "c + m": "two things gained (now of the other): now of the other",
+    "b - l": "loses and gains (got more): got more",
+    "l - b": "loses and gains (lost more): lost more",
+    "l + b": "some go before some come: now",
+    "y + b + c": "had money before both: at first",
+    "y + b": "had money before both (spend in all): spend in all",
+    "b - y": "had money before both (spend more): spend more",
     "g - have": "gains some: got, some come: came, wants: need, wants to do: need, wants to buy: need",
     "(g - have) / z": "saves up: weeks, does the rest: takes",
     "(have - l) / z": "shares the rest: share, packs the rest: boxes",
@@ -91,7 +103,9 @@ ANSWERS = {
     "s / p": "number bought: bought",
     "n * p": "cost of so many: cost of, buys from money (pay): pay",
     "r * n": "in so long: in time",
-    "g - r * n": "still to do: need",
+    "g - r * n": "still to do: need, to do after so long: to do after",
+    "have - n * m": "loses until then: left after",
+    "have + r * n": "saves until then: has after",
     "u / r": "how long: takes",
     "u / n": "how much a day: rate",
     "r * w * n": "several do it: all of them",
