@@ -175,17 +175,12 @@ class GPT(nn.Module):
 
 # ---- how students from scratch start -----------------------------------------------------------------------
 
-# GPT-2 starts from normal weights and learns from 40 GB of text where to look. Students from scratch have
-# minutes. Four departures from GPT-2's start spare them that; training is free to undo them.
-# 1. Position embeddings are sinusoids (Vaswani et al. 2017).
-# 2. The first layer's heads look 1, 2, 3, ... tokens back.
-# 3. Both embeddings are ten times larger and the last norm ten times smaller, so the logits keep their size.
-#    At a student's learning rate a few steps of AdamW would rewrite embeddings of 0.02, and heads that read
-#    positions from them would no longer look anywhere.
-# 4. Tokens that are used alike in the training texts have similar embeddings (`init_embeddings`).
+# GPT-2 starts from normal weights and learns from 40 GB of text. Students from scratch have minutes: their
+# position embeddings are sinusoids (Vaswani et al. 2017), and both embeddings are ten times larger and the last
+# norm ten times smaller, so that the logits keep their size. At a student's learning rate a few steps of AdamW
+# would rewrite embeddings of 0.02.
 
 POSITION_AMPLITUDE = 0.03
-LOOK_BACK = 4.0  # how sharply the heads look at one position
 EMBEDDING_SCALE = 10.0
 
 
@@ -206,94 +201,11 @@ def init_weights(model, seed=0):
     # by numpy: the last bit of torch's sine in float64 differs between runs with two threads
     sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (block_size, 2 * half)
     model.wpe.weight[:, :2 * half] = torch.from_numpy(POSITION_AMPLITUDE * sinusoids).to(model.wpe.weight)
-    init_look_back_heads(model, frequencies)
 
     model.wte.weight *= EMBEDDING_SCALE
     model.wpe.weight *= EMBEDDING_SCALE
     model.ln_f.weight.fill_(1 / EMBEDDING_SCALE)
     return model
-
-
-def init_look_back_heads(model, frequencies):
-    """Let head h of the first layer look h + 1 tokens back, by the sinusoids of the highest frequencies.
-
-    Position p is embedded as sin wp and cos wp for each frequency w. A head's key of position k is sin wk and
-    cos wk, its query of position p is the key of position p - back. Their dot product is
-
-        sum over w of  sin w(p - back) sin wk + cos w(p - back) cos wk  =  sum over w of  cos w(p - back - k)
-
-    which is largest at k = p - back, where every cosine is 1. With p = 5, back = 1, frequencies 1 and 0.5:
-
-        k                   1      2      3      4      5
-        cos(4 - k)        -0.99  -0.42   0.54   1.00   0.54
-        cos(0.5 (4 - k))   0.07   0.54   0.88   1.00   0.88
-        sum               -0.92   0.12   1.42   2.00   1.42
-
-    A matrix can make that query from the embedding of p, since turning an angle back is linear:
-
-        sin w(p - back) = cos(w back) sin wp - sin(w back) cos wp
-        cos w(p - back) = sin(w back) sin wp + cos(w back) cos wp
-
-    The token embeddings are 0 in these dimensions at first, so that the heads see positions alone.
-    """
-    n_embd, n_head = model.config.n_embd, model.config.n_head
-    half, head_dim = n_embd // 2, n_embd // n_head
-    query_key = model.h[0].attn.c_attn.weight[:, :2 * n_embd].view(n_embd, 2, n_head, head_dim)
-    for i in range(min(head_dim, half // 2) // 2):  # a quarter of the embedding at most
-        sin_in, cos_in = i, half + i  # where the embedding has sin wp and cos wp
-        sin_out, cos_out = 2 * i, 2 * i + 1  # where query and key have theirs
-        model.wte.weight[:, [sin_in, cos_in]] = 0
-        for head in range(n_head):
-            query, key = query_key[:, 0, head], query_key[:, 1, head]  # (n_embd, head_dim) each
-            angle = frequencies[i] * (head + 1)  # w back
-            key[sin_in, sin_out] += LOOK_BACK
-            key[cos_in, cos_out] += LOOK_BACK
-            query[sin_in, sin_out] += LOOK_BACK * math.cos(angle)
-            query[cos_in, sin_out] -= LOOK_BACK * math.sin(angle)
-            query[sin_in, cos_out] += LOOK_BACK * math.sin(angle)
-            query[cos_in, cos_out] += LOOK_BACK * math.cos(angle)
-
-
-N_CONTEXTS = 128       # the most frequent tokens, by which all are described
-SHARE_IN_COMMON = 0.7  # of an embedding's variance; the rest stays random, so that Ann is not Tom
-
-
-@torch.no_grad()
-def init_embeddings(model, sequences):
-    """Let tokens that stand beside the same tokens have similar embeddings, before any training.
-
-    sequences: the training texts, arrays of token ids. Counts over them know at once what a student would
-    have to learn first: that "buys" is used as "gets" is, and "apples" as "books" are.
-
-    A token w is described by how much more often than by chance each frequent token c stands one or two
-    places before or behind it: log P(c | w) / P(c), or 0 where that is negative (positive pointwise mutual
-    information, with P(c) smoothed by the power 0.75; Levy, Goldberg and Dagan 2015). A singular value
-    decomposition turns these descriptions into as many numbers as an embedding has dimensions, beside those
-    that `init_look_back_heads` leaves to positions.
-    """
-    embedding, ids = model.wte.weight, np.concatenate(sequences).astype(np.int64)
-    n_tokens = len(embedding)
-    frequent = np.argsort(-np.bincount(ids, minlength=n_tokens), kind="stable")[:N_CONTEXTS]
-    column = np.full(n_tokens, -1)
-    column[frequent] = np.arange(len(frequent))
-    descriptions = []
-    for distance in (1, 2):
-        for tokens, contexts in (ids[distance:], ids[:-distance]), (ids[:-distance], ids[distance:]):
-            counted = column[contexts] >= 0
-            cells = tokens[counted] * len(frequent) + column[contexts[counted]]
-            counts = np.bincount(cells, minlength=n_tokens * len(frequent)).reshape(n_tokens, -1)
-            chance = counts.sum(0) ** 0.75
-            expected = counts.sum(1, keepdims=True) * chance / chance.sum()
-            descriptions.append(np.log(np.maximum(counts / np.maximum(expected, 1e-9), 1)))
-    u, s, _ = np.linalg.svd(np.concatenate(descriptions, axis=1), full_matrices=False)
-
-    free = embedding.any(0)  # the dimensions that are not left to positions
-    n = int(free.sum())
-    common = torch.from_numpy(u[:, :n] * np.sqrt(s[:n])).to(embedding)
-    common = F.pad(common, (0, n - common.shape[1]))  # a wide model has more dimensions than these
-    common = F.normalize(common, eps=1e-3) * math.sqrt(n) * embedding[:, free].std()
-    embedding[:, free] = (math.sqrt(SHARE_IN_COMMON) * common
-                          + math.sqrt(1 - SHARE_IN_COMMON) * embedding[:, free])
 
 
 # ---- the key-value cache, and matrices prepacked for the CPU -----------------------------------------------

@@ -34,7 +34,7 @@ import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, encode_problems,
                   fits, get_device, loss_weights, make_batch, merge_steps, number, plan_batches,
                   read_problems, run_script, same_answer, train_tokenizer, whole_number)
-from model import GPT, PUBLISHED, GPTConfig, download_published, init_embeddings, init_weights
+from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
 
 # ---- flags -------------------------------------------------------------------------------------------------
@@ -864,10 +864,6 @@ def main(argv=None):
     torch.set_flush_denormal(True)  # tiny gradients slow a CPU down a hundred times
     checkpoints = Checkpoints(model, tokenizer, args, checkpoint, [problems, valid_problems])
     data = Data(problems, valid_problems, tokenizer, model.config.block_size, args)
-    if not checkpoint and not args.init:
-        init_embeddings(model, [ids for ids, _ in data.sequences])
-        if args.world > 1:
-            dist.broadcast(model.wte.weight.data, src=0)  # machines may round differently
     args.max_steps = max(1, round(args.epochs * len(data.plan_epoch(1)))) if args.epochs else args.steps
     progress = Progress(**checkpoint["progress"]) if checkpoint else Progress()
     n_params = sum(p.numel() for p in model.parameters())

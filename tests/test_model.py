@@ -7,10 +7,8 @@ import math
 import os
 import random
 import threading
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,8 +16,8 @@ import torch.nn.functional as F
 import model as model_py
 import train
 from data import Tokenizer, write_problems
-from model import (GPT, PUBLISHED_FILES, GPTConfig, KVCache, download_published, init_embeddings,
-                   init_weights, prepack_matrices, write_safetensors)
+from model import (GPT, PUBLISHED_FILES, GPTConfig, KVCache, download_published, init_weights,
+                   prepack_matrices, write_safetensors)
 
 GPT2_SMALL = (50257, 1024, 12, 12, 768)  # vocab_size, block_size, n_layer, n_head, n_embd
 SHAPES = [(97, 32, 1, 1, 8), (301, 64, 3, 4, 48), (1000, 128, 4, 4, 128), (13, 7, 2, 5, 35),
@@ -137,57 +135,6 @@ def test_a_cropped_model_has_the_same_logits_also_when_it_is_opened_again(tmp_pa
     assert torch.equal(opened(ids), whole) and opened.config == model.config
     with pytest.raises(ValueError, match="positions for 10"):
         model.crop_block_size(11)
-
-
-# ---- how students from scratch start ---------------------------------------------------------------------
-
-@pytest.mark.parametrize("n_head", [1, 2, 4, 8])
-def test_heads_of_the_first_layer_look_back_at_first(n_head):
-    """Each head's attention is mostly on the token 1, 2, 3, ... before; logits are as small as GPT-2's."""
-    model = init_weights(GPT(GPTConfig(500, 300, 1, n_head, 128)))
-    x = model.wte(random_ids(500, 200)) + model.wpe.weight[50:250]
-    q, k, _ = model.h[0].attn.c_attn(model.h[0].ln_1(x)).view(200, 3, n_head, -1).permute(1, 2, 0, 3)
-    scores = (q @ k.mT / math.sqrt(128 // n_head)).masked_fill(torch.ones(200, 200).triu(1).bool(), -math.inf)
-    for back, attention in enumerate(scores.softmax(-1), 1):
-        assert attention.diagonal(-back).mean() > (0.7 if n_head < 8 else 0.4)
-    assert 0.1 < model(random_ids(500, 2, 99)).std() < 0.4  # sqrt(128) * 0.02 = 0.23
-
-
-def test_tokens_used_alike_have_similar_embeddings_at_first():
-    """Beside the formula counted pair by pair in plain Python; the dimensions of positions stay empty."""
-    draw = random.Random(0)
-    texts = [[draw.choice((1, 2, 3)), draw.choice((4, 5)), draw.choice((6, 7, 8)), draw.choice((4, 9))]
-             for _ in range(300)]  # who (1-3) does (4, 5) what (6-8)
-    model = small_model(vocab_size=12, n_embd=16)
-    before = model.wte.weight.detach().clone()
-    init_embeddings(model, [np.array(text) for text in texts])
-    embedding = model.wte.weight.detach()
-    free = before.any(0)
-    assert not embedding[:, ~free].any()
-    ids = [token for text in texts for token in text]
-    rows = []
-    for shift in (-1, 1, -2, 2):  # where the other token stands
-        pairs = Counter((ids[i], ids[i + shift]) for i in range(len(ids)) if 0 <= i + shift < len(ids))
-        of_word, of_context = Counter(), Counter()
-        for (word, context), n in pairs.items():
-            of_word[word] += n
-            of_context[context] += n
-        smoothed = sum(n ** 0.75 for n in of_context.values())
-        rows.append([[max(0.0, math.log(pairs[w, c] * smoothed / (of_word[w] * of_context[c] ** 0.75)))
-                      if pairs[w, c] else 0.0 for c in range(12)] for w in range(12)])
-    described = torch.tensor(rows, dtype=torch.float64).permute(1, 0, 2).flatten(1)  # (12, 48)
-    values, vectors = torch.linalg.eigh(described @ described.T)  # squared singular values, ascending
-    n = int(free.sum())
-    common = F.normalize(vectors[:, -n:] * torch.where(values > 1e-9, values, 0)[-n:] ** 0.25)
-    expected = math.sqrt(0.7 * n) * before[:, free].std() * common.float()
-    found = embedding[:, free] - math.sqrt(0.3) * before[:, free]
-    torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=1e-4, rtol=1e-4)  # signs are free
-    cosine = F.normalize(found) @ F.normalize(found).T
-    assert cosine[1, 2] > 0.8 and cosine[6, 7] > 0.8 and cosine[1, 6] < 0.5
-
-    wide = small_model(vocab_size=12, n_embd=64)  # more dimensions than numbers
-    init_embeddings(wide, [np.array(text) for text in texts])
-    assert wide.wte.weight.isfinite().all()
 
 
 # ---- the key-value cache, and prepacked matrices ---------------------------------------------------------

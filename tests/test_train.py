@@ -301,11 +301,7 @@ def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
 # ---- a run, however it is split, stopped and resumed -------------------------------------------------------
 
 def test_micro_batches_and_ranks_change_nothing_but_rounding(here, problems):
-    """20 steps over micro-batches of unequal size, more of them than sequences among them.
-
-    One thread each: of texts as alike as these, singular values are equal, and which of their singular
-    vectors numpy finds for the first embeddings depends on the number of threads.
-    """
+    """20 steps over micro-batches of unequal size, more of them than sequences among them; one thread each."""
     flags, one_thread = "--role solver --steps 20 --warmup 5 --batch-tokens 600", {"OMP_NUM_THREADS": "1"}
     runs = [launch("train.py", f"{flags} --grad-accum {n} --out {n}", *TINY, env=os.environ | one_thread)
             for n in (1, 2, 8)]
