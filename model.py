@@ -176,9 +176,9 @@ class GPT(nn.Module):
 # ---- how students from scratch start -----------------------------------------------------------------------
 
 # GPT-2 starts from normal weights and learns from 40 GB of text. Students from scratch have minutes: their
-# position embeddings are sinusoids (Vaswani et al. 2017), and both embeddings are ten times larger and the last
-# norm ten times smaller, so that the logits keep their size. At a student's learning rate a few steps of AdamW
-# would rewrite embeddings of 0.02.
+# position embeddings are sinusoids (Vaswani et al. 2017), and both embeddings are ten times larger and the
+# last norm ten times smaller, so that the logits keep their size. At a student's learning rate a few steps of
+# AdamW would rewrite embeddings of 0.02.
 
 POSITION_AMPLITUDE = 0.03
 EMBEDDING_SCALE = 10.0
