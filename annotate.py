@@ -312,6 +312,8 @@ class Story:
         """A question. tense: "will" or "would", where the sentence before it is a condition."""
         if "DO]" not in wording:  # not "how old will be Tom?"
             tense = None
+        if re.search(r"at first|in the beginning|to begin with|\{S\} start", wording):
+            tense = "past"
         now = "present" if re.search(r"\bnow\b", wording) else self.now
         return capital(fill(wording, fields, tense or self.tense, tense or now, speaker))
 
@@ -397,10 +399,13 @@ DRAW = {  # drawn where a wording or an equation has them
     "unit": lambda story, f: f["units"].one,
     "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
     "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
-    "them": lambda story, f: "the money" if f["T"].money else "the {T}" if story.mixed else story.pick(THEM),
+    "them": lambda story, f: ("the money" if f["T"].money else "all the {T}" if story.changed
+                              else "the {T}" if story.mixed else story.pick(THEM)),
     "box": lambda story, f: story.pick(CONTAINERS[f["T"].sort]) if f["T"].sort else None,
     "item": lambda story, f: article(story.thing("ftsch").one),
     "item2": lambda story, f: article(story.thing("ftsch").one),
+    "the_item": lambda story, f: "the " + f["item"].partition(" ")[2],
+    "the_item2": lambda story, f: "the " + f["item2"].partition(" ")[2],
     "hours": lambda story, f: f"{f['w']} hours" if f["unit"] == "hour" else None,
     "at": lambda story, f: "in",
     "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
@@ -613,12 +618,17 @@ def draw_kind(story, quantity):
     forms = {quantity.form, *quantity.also}
     forms |= {f"{form}?" for form in forms} if quantity.value is None else set()
     fit, weights, left = [], [], story.steps_left
+    bought = story.facts and story.facts[-1].kind == "had money"
     for kind in KINDS:
         left_then = left - len(kind.steps)
         if story.steps and not any("a" in equation for equation, _ in kind.steps):
             continue  # nobody would need what the steps before have found
         if kind.steps[0][1] in ("got", "lost", "came", "went") and kind.gives == "end" and story.changed:
             continue  # "6 come. Later some more come. How many come?"
+        if kind.steps[0][1] == "need" and "act" in kind.takes and "tail" in story.ways:
+            continue  # what was done on another day is part of the goal
+        if kind.gives in ("other", "joint", "difference") and bought:
+            continue  # "He had $20 at first. Ann had $3 more." More than he had then, or has now?
         if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
             fit.append(kind)
             rare = story.level < 3 and kind.backwards
@@ -656,9 +666,9 @@ def with_value(story, quantity):
 def reference(story, quantity, way):
     """The fields of what something is compared with: {ref} is Tom, "on Monday" or "red apples"."""
     ref = {"S": quantity.S, "tail": quantity.tail, "T": str(quantity.T)}[way]
-    if way == "tail":
+    if way in ("tail", "T"):
         return {"ref": ref}
-    if way == "T" or quantity.form == "price":
+    if quantity.form == "price":
         return {"ref": ref, "one": ref}
     verb = "have" if quantity.V == "have" else "do"
     return {"ref": ref, "one": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
@@ -674,7 +684,7 @@ def relate(story, kind, quantity):
     asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
     value = story.find(equation, asks, asked)
     first = len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
-    if way == "S" and story.level == 1 and not (first or kind.backwards):
+    if way == "S" and story.level == 1 and story.facts[-1].kind in TELL and not (first or kind.backwards):
         fields["brief"] = ""
     story.tell(kind.name, kind.say, fields, place=0 if first else None)
     story.compared = quantity, way
@@ -797,6 +807,11 @@ def other_part(story, kind, quantity):
     other, way = other_quantity(story, quantity)
     require(way != "S")
     whole, _ = join_quantities(story, quantity, other, way)
+    if way == "tail":
+        whole = replace(whole, tail=join([quantity.tail, other.tail]))
+    elif quantity.T.adjective:  # there are no others: "9 red and green apples"
+        both = join([quantity.T.adjective, other.T.adjective])
+        whole = replace(whole, T=replace(quantity.T, adjective=both))
     of_kind = (quantity.T.adjective or str(quantity.T)) if way == "T" else None
     fields = Fields(story, quantity, whole=whole.T, whole_tail=whole.tail, of_kind=of_kind,
                     has="there [+be]" if quantity.form == "there" else "{S} [V]")
@@ -848,6 +863,9 @@ class Narrator(Speaker):
         if entity is self.subject and entity.first != "-" and self.rng.random() < likely:
             return PRONOUNS[entity.sex][case]
         name, owner = entity.name, entity.owner
+        if entity.first == "they" and entity not in self.known:
+            self.known.add(entity)
+            return PRONOUNS["they"][case]
         if owner:
             whose = PRONOUNS[owner.sex]["'s"] if owner is self.subject else f"{owner.name}'s"
             name = f"{whose} {entity.first}"
@@ -1000,7 +1018,8 @@ def tell_aside(story, kind, place):
 def write_question(story, narrator, tense):
     """The problem's last sentence, which asks for what the last step finds."""
     wordings, fields = story.steps[-1].wordings, story.steps[-1].fields
-    wording = next(one for one in story.in_random_order(wordings) if can_fill(one, fields))
+    fit = [one for one in story.in_random_order(wordings) if can_fill(one, fields)]
+    wording = next((one for one in fit if not (tense and "now" in one)), fit[0])  # not "will he have now"
     return story.ask(wording, fields, narrator, tense)
 
 
@@ -1174,7 +1193,7 @@ TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told,
     "age": """{S} [be] {a T} old. | {S} [be] ({a} years of age|{a}). | {S:'s} age [-be] {a}. | At the moment,
         {S} [be] {a T} old. | {S} [be] now {a T} old.""",
     "weigh": """{S} [weigh] {a T}. | ({S:'s} weight|The weight of {S:him}) [-be] {a T}. | The scale [-show]
-        {a T} for {S}. | {S} [weigh] exactly {a T}.""",
+        {a T} for {S:him}. | {S} [weigh] exactly {a T}.""",
     "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {S} [have] {b things} too. | {S}
         [be] {age} years old. | {S} [live] at house number {y}. | {S} [have] {y} cousins. | It [-be] {y}
         degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
@@ -1242,8 +1261,8 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {T2} [!DO] {S} still have? | How many {T2} [DO] {S} have in the end?""",
     "now of the other": """How many {T2} [!DO] {S} have (now|in all|altogether|in total|)? | How many {T2}
         [DO] {S} have in the end?""",
-    "has to lose": """How many {T} [DO] {S} have to {LOSE}? | How many of the {T} [DO] {S} have to {LOSE}? |
-        How many {T} [DO] {S} not need?""",
+    "has to lose": """How many {T} [DO] {S} have to give away? | How many of the {T} [DO] {S} have to give
+        away? | How many {T} [DO] {S} not need?""",
     "in each": """How many {T} and {T2} [+be] there {at} (each|every|one) {group}? | How many {T} and {T2}
         [-DO] each {group} have?""",
     "both in all": """How many {T} and {T2} [+be] there (in all|altogether|in total|)? | What [-be] the total
@@ -1282,7 +1301,7 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "diff price": """How much more [DO] {S} cost than {ref:him}? | By how much [be] {S} more expensive than
         {ref:him}? | What [-be] the difference in price between {S:him} and {ref:him}?""",
     "diff there": """How many more {T} [+be] there {tail} than {ref:him}? | How many more {T} than {ref:him}
-        [+be] there {tail}? | Compared with {one:him}, how many more {T} [+be] there {tail}?""",
+        [+be] there {tail}? | Find how many more {T} there [+be] {tail} than {ref:him}.""",
     "diff be": """How (much|many {T}) {more} [be] {S} than {ref:him}? | By how many {T} [be] {S} {more} than
         {ref:him}? | What [-be] the difference in {side} between {S:him} and {ref:him}? | By how much [be] {S}
         {more} than {ref:him}?""",
@@ -1337,8 +1356,8 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         dollars [DO] {S} spend? | What [DO] {S} pay? | How much (money|) [DO] {S} spend (in all|)?""",
     "spend in all": """How much (money|) [DO] {S} spend in all? | How much [DO] {S} pay (in all|altogether)? |
         What [DO] {S} pay in all? | How much [DO] {S} spend (in total|altogether)?""",
-    "spend more": """How much more (money|) [DO] {S} spend on {item2} than on {item}? | How many more dollars
-        [DO] {S} spend on {item2} than on {item}?""",
+    "spend more": """How much more (money|) [DO] {S} spend on {the_item2} than on {the_item}? | How many more
+        dollars [DO] {S} spend on {the_item2} than on {the_item}?""",
     "one costs": """How much [-DO] one {thing} cost? | What [-be] the price of one {thing}? | How much [-DO]
         each {thing} cost? | How much [DO] {S} pay for one {thing}?""",
     "change": """How much change [DO] {S} get (back|)? | How much (money|) [DO] {S} get back? | What [-be]
@@ -1418,8 +1437,8 @@ COMPARED = {
         {Tail}, {S} [V] # as {many} as {ref:him}. | {S} [V] # as {many} {tail} as {ref} {do}. | {brief}{S} [V]
         # as {many} {tail}."""),
     "there": ("there ", """
-        There [+be] # {tail} than {ref:him}. | {Tail} there [+be] # than {ref:him}. | Compared with {one:him},
-        there [+be] # {tail}. | # than {ref:him} [+be] {tail}.""", """
+        There [+be] # {tail} than {ref:him}. | {Tail} there [+be] # than {ref:him}. | # than {ref:him}
+        [+be] {tail}. | {Tail}, # than {ref:him} [+can] be seen.""", """
         There [+be] (|exactly) # as many {T} {tail} as {ref:him}. | {Tail} there [+be] # as many {T} as
         {ref:him}. | # as many {T} as {ref:him} [+be] {tail}."""),
     "price": ("costs ", """
@@ -1483,9 +1502,9 @@ KINDS = [
         {l of T} to {O} and (|then) [GET] {b added T}. | First {S} [LOSE] {l of T}, (then|later) {S} [GET]
         {b added T}. | (Then|Later) {S} [LOSE] {l of T} and [GET] {b added T} {where}."""),
     kind("gains and loses", "own", "own", 40, "a + b: before the last; x - v: left", """
-        {S} [GET] {b added T} and then [LOSE] {v of T}. | {S} [GET] {b added T} but [LOSE] {v of T} {where}. |
-        After {S} [GET] {b added T}, {S} ([give] {v of T} to {O}|[LOSE] {v of T}). | {O} [-give] {S:him}
-        {b more T} and {S} [LOSE] {v of T}. | {S} [get] {b more T} from {O} and [LOSE] {v of T}."""),
+        {S} [GET] {b added T} and then [LOSE] {v T}. | {S} [GET] {b added T} but [LOSE] {v T} {where}. |
+        After {S} [GET] {b added T}, {S} ([give] {v T} to {O}|[LOSE] {v T}). | {O} [-give] {S:him}
+        {b more T} and {S} [LOSE] {v T}. | {S} [get] {b more T} from {O} and [LOSE] {v T}."""),
     kind("go twice", "there", "there", 20, "a - l: before the last; x - v: left", """
         {l of T} [+GO], and then (another {v}|{v} more) [+GO]. | First {l of T} [+GO], then {v} more. | {l of
         T} [+GO] and (later|{later}) {v} more [+GO]. | After {l of T} [+GO], another {v} [+GO]."""),
@@ -1493,8 +1512,8 @@ KINDS = [
         {l of T} [+GO], and (|then|later|{later}) {b added T} [+COME]. | (After|When) {l of T} [+GO],
         {b added T} [+COME]."""),
     kind("come and go", "there", "there", 20, "a + b: before the last; x - v: left", """
-        {b added T} [+COME], and (|then|later|{later}) {v of T} [+GO]. | (After|When) {b added T} [+COME],
-        {v of T} [+GO]."""),
+        {b added T} [+COME], and (|then|later|{later}) {v T} [+GO]. | (After|When) {b added T} [+COME],
+        {v T} [+GO]."""),
     kind("spends twice", "money", "money", 40, "a - l: before the last; x - v: left", """
         {S} [buy] {item} for {l T} and {item2} for {v T}. | {S} [spend] {l T} on {item} and {v T} on {item2}.
         | {S} [pay] {l T} for {item} and {v T} for {item2}. | {Item} [-cost] {S:him} {l T} and {item2} {v T}.
@@ -1547,8 +1566,7 @@ KINDS = [
         {S} [LOSE] half of the {T}. | Then {S} [LOSE] half of {them}. | {S} [give] half of {them} to {O}. |
         {Where}, {S} [LOSE] half of {them}."""),
     kind("loses part", "own", "own", 12, "a / q: lost; a - x: left", """
-        {S} [LOSE] (a|one) {q nth} of the {T}. | Then {S} [LOSE] a {q nth} of {them}. | {S} [give] a {q nth}
-        of {them} to {O}."""),
+        {S} [LOSE] (a|one|exactly one) {q nth} of the {T}. | Then {S} [LOSE] a {q nth} of {them}."""),
     kind("gains groups", "own", "own", 26, "n * m: got; a + x: now", """
         {S} [GET] {n groups} (of|with) {m T} each. | Then {S} [GET] {n groups} with {m T} in each {group}. |
         {S} [GET] {n groups} of {T}. Each {group} [-have] {m T}. | {S} [GET] {n groups} of {T} with {m} in
@@ -1602,12 +1620,12 @@ KINDS = [
         in all. | {Has} a total of {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {g whole} {whole_tail}.
         {a} of them [+be] {of_kind}. | {Has} {g whole} {whole_tail}. Of these, {a} [+be] {of_kind}."""),
     kind("rest", "own there", "end", 16, "a - l: other kind", """
-        {l} of (them|the {T}) [+be] {adj}. {Rest} [+be] {adj2}. | {l} of the {T} [+be] {adj} and the rest
+        {l} of {them} [+be] {adj}. {Rest} [+be] {adj2}. | {l} of the {T} [+be] {adj} and the rest
         [+be] {adj2}. | (Of these|Among them), {l} [+be] {adj}. {Rest} [+be] {adj2}."""),
     kind("share of a kind", "own there", "end", 14, "a / q: kind", """
-        (A|One|Exactly one) {q nth} of (them|the {T}|these {T}) [+be] {adj}."""),
+        (A|One|Exactly one) {q nth} of ({them}|the {T}) [+be] {adj}."""),
     kind("half of a kind", "own there", "end", 10, "a / h: kind", """
-        (Half|Only half|Exactly half) of (them|the {T}|these {T}) [+be] {adj}."""),
+        (Half|Only half|Exactly half) of ({them}|the {T}) [+be] {adj}."""),
     # several are told, two are asked for: see ask_about_two
     kind("two of several", "own act there money price age weigh", "two", 60, "a + b: two", "@"),
     kind("two of several differ", "own act there money price be age weigh", "two", 60, "a - b: diff", "@"),
@@ -1625,11 +1643,11 @@ KINDS = [
         {b more T} and {m more T2}."""),
     kind("loses some of the rest", "own", "end", 24, "a - l: before the last; x - v: lost", """
         {S} [give] {l of T} to {O}. (Then|Later) {S} [LOSE] some of the rest. {S} [have] {v T} left. | {O}
-        [-get] {l of T} from {S}. After {S} [LOSE] some of the others, {S} [have] {v T} left. | {S} [give] {O}
-        {l of T} and (|then) [LOSE] some too. (In the end|After that) {S} [have] {v T}."""),
+        [-get] {l of T} from {S:him}. After {S} [LOSE] some of the others, {S} [have] {v T} left. | {S} [give]
+        {O} {l of T} and (|then) [LOSE] some too. (In the end|After that) {S} [have] {v T}."""),
     kind("wants to keep", "own", "end", 16, "a - l: has to lose", """
         {S} [want] to keep (only|) {l of T}. | {S} [need] (only|no more than) {l of T}. | {S} [want] to have
-        only {l T}. | {S} [have] room for {l of T} alone."""),
+        only {l T}. | {S} [have] room for only {l of T}."""),
     kind("some go before some come", "there", "end", 16, "l + b: now", """
         Some of the {T} [+GO], and only {l} [+be] left. (Then|Later|{Later},) {b more T} [+COME]. | After some
         of them [+GO], there [+be] {l T} left. (Then|{Later},) {b added T} [+COME]. | Some [+GO], so that
@@ -1696,14 +1714,14 @@ KINDS = [
         [pack] the (others|rest) into {groups} of {z}. | {S} [LOSE] {l of T} and [pack] the (others|rest), {z}
         into each {group}."""),
     kind("stand in rows", "there", "end", 16, "a / d: rows", """
-        (The {T}|They) [+be] (in|put in) rows of {d}. | There [+be] {d T} in (each|every) row. | Each row
-        [-have] {d T}. | (The {T}|They) [+be] in equal rows, {d} in each."""),
+        The {T} [+be] (in|put in|standing in) rows of {d}. | There [+be] {d T} in (each|every) row. | Each row
+        [-have] {d T}. | The {T} [+be] in equal rows, {d} in each."""),
     kind("form groups", "there", "end", 20, "a / d: form groups", """
-        (The {T}|They) [+form] groups of {d}. | (The {T}|They) [+be] (split|put) into groups of {d}. | In each
-        group there [+be] {d T}."""),
+        (The|All the) {T} [+form] groups of {d}. | (The|All the) {T} [+be] (split|put) into groups of {d}. |
+        In each group there [+be] {d T}."""),
     kind("form equal groups", "there", "end", 20, "a / d: in a group", """
-        (The {T}|They) [+form] {d} equal groups. | The {T} [+be] (split|put) equally into {d} groups. | There
-        [+be] {d} groups, and each [-have] the same number of {T}."""),
+        (The|All the) {T} [+form] {d} equal groups. | The {T} [+be] (split|put) equally into {d} groups. |
+        There [+be] {d} groups, and each [-have] the same number of {T}."""),
     kind("packs by size", "own", "end", 50, "a / d: boxes", """
         {S} [pack] {them} in {groups} of {d}. | {S} [put] {d} of {them} into each {group}. | Each {group}
         [-can] hold {d T}. | {S} [put] {them} into {groups} with {d} in each. | {S} [want] to put {them} into
@@ -1915,7 +1933,8 @@ AUXILIARIES = {  # present of many and of one, past of many and of one; DO is th
     "DO": ("do", "does", "did", "did"), "can": ("can", "can", "could", "could"),
     "will": ("will", "will", "would", "would"), "be": ("are", "is", "were", "was"),
     "have": ("have", "has", "had", "had")}
-PAST = dict(row_list("""do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found make:made
+PAST = dict(row_list("""fit:fit do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found
+    make:made
 take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew split:split see:saw cut:cut
 say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:won catch:caught dig:dug
 build:built choose:chose lose:lost eat:ate break:broke throw:threw lend:lent read:read

@@ -501,10 +501,11 @@ def calculator_result(line, letters=None):
     if not opened or not expression.endswith(b"="):
         return None
     expression = expression[:-1].decode("utf-8", "replace")
-    if letters:
-        expression = letters.show(f"<<{expression}=")[2:-1]
-    result = calculate(expression)
-    return result and f"{letters.add(result) if letters else result}>>"
+    if not letters:
+        return (result := calculate(expression)) and f"{result}>>"
+    result = calculate(letters.show(f"<<{expression}=")[2:-1])
+    letters.used |= set(expression) & letters.numbers.keys()
+    return result and f"{letters.add(result)}>>"
 
 
 # ---- answers: letters in place of numbers ------------------------------------------------------------------
@@ -516,10 +517,24 @@ _SMALL = ("one two three four five six seven eight nine ten eleven twelve thirte
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NUMBER_WORDS = {word: k for k, word in enumerate(_SMALL, 1)} | {ten: 10 * k for k, ten in enumerate(_TENS, 2)}
 
-# a number in digits or in words, also "sixty-five"; no ordinal, nor "one", which often is none: "one of them"
-_NUMERAL = re.compile(rf"(?<![\w.])(?:{_UNSIGNED})(?!\d|(?:st|nd|rd|th)\b)"
-                      rf"|\b(?:(?:{'|'.join(_TENS)})(?:-(?:{'|'.join(_SMALL[:9])}))?"
-                      rf"|{'|'.join(_SMALL[1:])})\b", re.ASCII | re.I)
+# a number in digits or in words, also "sixty-five"; no ordinal or fraction, "2nd" or "two-thirds", and not
+# the word "one", which often is no number: "one of them"
+_WORDS_OF_NUMBERS = rf"(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL[:9])}))?|{'|'.join(_SMALL[1:])}"
+_ORDINALS = "first|second|thirds?|half|halves|(?:four|fif|six|seven|eigh|nin|ten)ths?"
+NUMERAL = re.compile(rf"(?<!\w)(?<!\d\.)(?:{_UNSIGNED})(?!\d|(?:st|nd|rd|th)\b)"
+                     rf"|\b(?:{_WORDS_OF_NUMBERS})\b(?!-(?:{_ORDINALS})\b)", re.ASCII | re.I)
+
+
+def in_digits(text):
+    """A text with its numbers in plain digits: "thirty-five of 1,234.50" becomes "35 of 1234.5"."""
+    def digits(match):
+        number = match[0].lower().replace(",", "")
+        if not number[-1].isdigit():
+            return str(sum(NUMBER_WORDS[word] for word in re.split("[- ]", number)))
+        whole, _, decimals = number.partition(".")
+        return ".".join(part for part in (whole.lstrip("0") or "0", decimals.rstrip("0")) if part)
+
+    return NUMERAL.sub(digits, text)
 
 
 class Letters:
@@ -541,18 +556,22 @@ class Letters:
 
     def hide(self, text):
         """A text with letters for its numbers. In the first one, the problem, each number gets a letter; in
-        others those that are known have theirs, and the result of a calculator annotation gets one."""
+        others those that are known have theirs, and the result of a calculator annotation gets one. Letters
+        that the text itself has become capitals.
+        """
+        text = in_digits(re.sub(f"[{LETTERS}]", lambda match: match[0].upper(), text))
         if self.told is None:
-            hidden = _NUMERAL.sub(lambda match: self.add(_number_of(match)), text)
+            text = NUMERAL.sub(lambda match: self.add(match[0]), text)
             self.told = len(self.numbers)
-            return re.sub(f"([{LETTERS}])(?=[a-zA-Z])", r"\1 ", hidden)  # "5kg": "α kg"
-        parts, end = [], 0
-        for match in ANNOTATION.finditer(text):
-            before, (expression, result) = text[end:match.start()], match.groups()
-            parts += [self._hide_known(before), "<<", self._hide_known(expression, self.used), "=",
-                      self.add(_NUMERAL.sub(_number_of, result)), ">>"]
-            end = match.end()
-        return "".join([*parts, self._hide_known(text[end:])])
+        else:
+            parts, end = [], 0
+            for match in ANNOTATION.finditer(text):
+                before, (expression, result) = text[end:match.start()], match.groups()
+                parts += [self._hide_known(before), "<<", self._hide_known(expression, self.used), "=",
+                          self.add(result.strip(" $")), ">>"]
+                end = match.end()
+            text = "".join([*parts, self._hide_known(text[end:])])
+        return re.sub(f"([{LETTERS}])(?=[a-zA-Z])", r"\1 ", text)  # "5kg": "α kg"
 
     def show(self, text):
         """A text with numbers for its letters. Which of two numbers is larger, letters do not say: it comes
@@ -584,8 +603,7 @@ class Letters:
         """A text with letters for the numbers that have one. Of several that are equal it is one that no
         equation has yet, a result before others. used: a set to add these letters to."""
         def letter_of(match):
-            number = _number_of(match)
-            known = [letter for letter, other in self.numbers.items() if other == number]
+            known = [letter for letter, number in self.numbers.items() if number == match[0]]
             if not known:
                 return match[0]
             known = [letter for letter in known if letter not in self.used] or known
@@ -594,15 +612,7 @@ class Letters:
                 used.add(letter)
             return letter
 
-        return _NUMERAL.sub(letter_of, text)
-
-
-def _number_of(match):
-    """The number of a match of _NUMERAL, as the calculator writes it: "5", "1234.5"."""
-    text = match[0].lower().replace(",", "")
-    if text[-1].isdigit():
-        return _format(Fraction(text)) if "." in text else text
-    return str(sum(NUMBER_WORDS[word] for word in text.split("-")))
+        return NUMERAL.sub(letter_of, text)
 
 
 # ---- answers: checks of a teacher's solutions, for annotate.py ---------------------------------------------

@@ -31,9 +31,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import (ANNOTATION, MARK, ROLES, Letters, Parser, Tokenizer, UserError, calculator_result, checksum,
-                  get_device, number, one_line, parse_number, problem_prompt, read_problems,
-                  read_run_file, run_script, same_answer, to_jsonl, to_line, whole_number)
+from data import (ANNOTATION, LETTERS, MARK, NUMERAL, ROLES, Letters, Parser, Tokenizer, UserError,
+                  calculator_result, checksum, get_device, in_digits, number, one_line, parse_number,
+                  problem_prompt, read_problems, read_run_file, run_script, same_answer, to_jsonl, to_line,
+                  whole_number)
 from model import GPT, KVCache, prepack_matrices
 
 
@@ -376,7 +377,11 @@ class Dialogue:
     def end_line(self, stop):
         """End the line, and go on."""
         text = self.text.decode("utf-8", "replace").strip()
-        self.go_on((self.row.letters.show(text) if self.row.letters else text, stop, self.log_p))
+        if self.row.letters:
+            text = self.row.letters.show(text)
+            if set(text) & set(LETTERS):
+                stop = "wrote a letter that stands for no number"
+        self.go_on((text, stop, self.log_p))
 
     def limit(self):
         """Why the line must be broken off, in words; None if it may go on."""
@@ -637,6 +642,7 @@ def question_metrics(problems, results):
     """How the students' sub-questions match the teacher's: lines, none if no teacher's are known."""
     pairs = [(result.get("asked") or questions(result), questions(problem))
              for problem, result in zip(problems, results) if problem.get("steps")]
+    pairs = [[[in_digits(question) for question in side] for side in pair] for pair in pairs]
     if not pairs:
         return []
     exact = percentage([asked == teachers for asked, teachers in pairs])
@@ -805,7 +811,7 @@ def html_report(problems, results, lines):
 
 NO_PROBLEM = ("No answer: this has neither a number nor a question. Type a word problem, such as: "
               "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have?")
-PROBLEM_SIGN = re.compile(r"\d|\?|\b(two|three|four|five|six|seven|eight|nine|ten|dozen|half)\b", re.I)
+PROBLEM_SIGN = re.compile(rf"{NUMERAL.pattern}|\?|\b(dozen|half)\b", re.I)
 
 
 def show(problem, procedure, students, options):

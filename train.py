@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, encode_problems,
-                  fits, get_device, loss_weights, make_batch, merge_steps, number, plan_batches,
+                  fits, get_device, in_digits, loss_weights, make_batch, merge_steps, number, plan_batches,
                   read_problems, run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
@@ -91,7 +91,8 @@ def build_parser():
     add("--merged-steps", type=number(0, 1), metavar="SHARE",
         help="of a solver's problems, in which it takes steps that nobody asks for (0.6; to fine-tune 0)")
     add("--numbers", choices=["letters", "digits"],
-        help="as a student reads and writes them (letters; to fine-tune, to calculate: digits)")
+        help="as a student reads and writes them (letters; digits to fine-tune, and for students that "
+             "calculate or are guided; with --init a student of ours as it does)")
     add("--no-calculator", action="store_true",
         help="let the student learn to calculate, for infer.py --no-calculator")
     add("--seed", type=whole_number(0), default=0, help="(%(default)s)")
@@ -131,11 +132,11 @@ def resolve_args(args):
     else:
         defaults |= FROM_SCRATCH | NEW_MODEL
         defaults["n_head"] = max(1, (args.n_embd or NEW_MODEL["n_embd"]) // 32)
-    if args.no_calculator or args.role == "answer":  # it calculates itself
+    if args.no_calculator or args.role == "answer" or args.guidance:  # these need the numbers themselves
         defaults["numbers"] = "digits"
         if args.numbers == "letters":
-            raise UserError("--numbers letters leaves all arithmetic to the calculator: it goes neither with "
-                            "--no-calculator nor with --role answer", 2)
+            raise UserError("--numbers letters goes with none of --no-calculator, --guidance, "
+                            "--role answer", 2)
     for flag, value in defaults.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
@@ -308,7 +309,8 @@ def count_solved(model, tokenizer, problems, args):
     for i, record in infer.solve(problems, procedure, students, calculator=not args.no_calculator):
         if args.role == "decomposer":
             is_done = not record["unfinished"]
-            solved += is_done and infer.questions(record) == infer.questions(problems[i])
+            asked, teachers = ([*map(in_digits, infer.questions(one))] for one in (record, problems[i]))
+            solved += is_done and asked == teachers
         else:
             solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
     model.train()

@@ -238,9 +238,8 @@ def test_appended_texts_are_read_in_one_forward_and_nothing_is_read_twice(rows, 
 # ---- the procedures ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", PROCEDURES)
-@pytest.mark.parametrize("guidance, told", [
-    (None, None), ("steps", " 2\n"), ("equations", " 3+4=7, 7+5=12\n")])
-@pytest.mark.parametrize("letters", [False, True])
+@pytest.mark.parametrize("guidance, told, letters", [
+    (None, None, False), (None, None, True), ("steps", " 2\n", False), ("equations", " 3+4=7, 7+5=12\n", False)])
 def test_each_student_reads_and_writes_the_sequence_of_its_role(name, guidance, told, letters):
     """A scripted student errs as soon as it reads anything but what data.segments lays out for training."""
     procedure, roles = PROCEDURES[name]
@@ -250,7 +249,7 @@ def test_each_student_reads_and_writes_the_sequence_of_its_role(name, guidance, 
         script = "".join(text or "" for text, _ in parts)
         students[role] = Script(script, guidance=guidance, letters=letters)
         assert ("<<α+4=β>> β" in script) == (letters and "s" in ROLES[role].step)
-        assert not guidance or parts.pop(1) == (told.replace("3", "α") if letters else told, False)
+        assert not guidance or parts.pop(1) == (told, False)
         assert parts == segments(ANN, role, letters=letters)
     (_, record), = solve([ANN], procedure, students)
     fields = {"cot": ["solution"], "answer": []}.get(name, ["question", "solution"])
