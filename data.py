@@ -515,7 +515,8 @@ LETTERS = "αβγδεζηθικλμνξοπρτυφχψω"
 _SMALL = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
           "seventeen eighteen nineteen").split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NUMBER_WORDS = {word: k for k, word in enumerate(_SMALL, 1)} | {ten: 10 * k for k, ten in enumerate(_TENS, 2)}
+_NUMBER_WORDS = {word: k for k, word in enumerate(_SMALL, 1)}
+_NUMBER_WORDS |= {word: 10 * k for k, word in enumerate(_TENS, 2)}
 
 # a number in digits or in words, also "sixty-five"; no ordinal or fraction, "2nd" or "two-thirds", and not
 # the word "one", which often is no number: "one of them"
@@ -530,7 +531,7 @@ def in_digits(text):
     def digits(match):
         number = match[0].lower().replace(",", "")
         if not number[-1].isdigit():
-            return str(sum(NUMBER_WORDS[word] for word in re.split("[- ]", number)))
+            return str(sum(_NUMBER_WORDS[word] for word in re.split("[- ]", number)))
         whole, _, decimals = number.partition(".")
         return ".".join(part for part in (whole.lstrip("0") or "0", decimals.rstrip("0")) if part)
 
