@@ -583,22 +583,35 @@ def is_certain(problem, record):
 def solve_by_vote(problems, procedure, students, votes=1, sampling=None, **options):
     """As `solve`, with its parameters, but `vote` chooses among several dialogues of each problem.
 
-    problems: a list. votes: how many dialogues. The first takes the most likely tokens; unless it is certain,
-        the others are sampled. One dialogue alone is as `sampling` says.
+    problems: a list. votes: how many dialogues; one alone is as `sampling` says. The first of several takes
+    the most likely tokens; unless it is certain, the others are sampled; and if all are doubtful, as many
+    more at twice the temperature.
     """
-    uncertain = []  # (index, the first record)
-    first_sampling = sampling if votes == 1 else None
-    for index, record in solve(problems, procedure, students, sampling=first_sampling, **options):
-        best = vote(problems[index], [record])
-        if votes == 1 or is_certain(problems[index], best):
-            yield index, best
-        else:
-            uncertain.append((index, record))
-    again, records = [problems[index] for index, _ in uncertain], [[record] for _, record in uncertain]
-    for k, record in solve(again, procedure, students, sampling=sampling, samples=votes - 1, **options):
-        records[k].append(record)
-        if len(records[k]) == votes:
-            yield uncertain[k][0], vote(again[k], records[k])
+    if votes == 1:
+        for index, record in solve(problems, procedure, students, sampling=sampling, **options):
+            yield index, vote(problems[index], [record])
+        return
+    def is_plausible(problem, best):
+        return best["answer"] is not None and not is_doubtful(problem, best)
+
+    hotter = sampling._replace(temperature=2 * sampling.temperature)
+    rounds = [(None, 1, is_certain), (sampling, votes - 1, is_plausible),
+              (hotter, votes - 1, lambda problem, best: True)]
+    records, todo = [[] for _ in problems], list(range(len(problems)))  # todo: indices
+    for round_sampling, samples, is_enough in rounds:
+        asked, todo, missing = todo, [], Counter(todo * samples)
+        again = [problems[index] for index in asked]
+        for k, record in solve(again, procedure, students, sampling=round_sampling, samples=samples,
+                               **options):
+            index = asked[k]
+            records[index].append(record)
+            missing[index] -= 1
+            if not missing[index]:
+                best = vote(problems[index], records[index])
+                if is_enough(problems[index], best):
+                    yield index, best
+                else:
+                    todo.append(index)
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------
