@@ -837,7 +837,8 @@ def show(problem, procedure, students, options):
     (_, record), = solve_by_vote([problem], procedure, students, **options)
     for k, step in enumerate(record["steps"], 1):
         print(*(f"{kind.capitalize()} {k}: {printable(text)}" for kind, text in step.items()), sep="\n")
-    print(printable(answer_line(record)), flush=True)
+    hint = "; is this a word problem?" if str(record["unfinished"]).endswith("no question") else ""
+    print(printable(answer_line(record)) + hint, flush=True)
     return record["answer"] is not None
 
 

@@ -567,6 +567,12 @@ def test_the_prompt_reads_a_problem_a_line_and_leaves_at_the_end(run):
     assert run("--procedure", "given", typed=own_questions) == TRANSCRIPT
 
 
+def test_a_text_about_which_nothing_is_asked_gets_a_hint(run, monkeypatch):
+    open_students(monkeypatch, lambda rows: {"solver": Script(RIGHT), "decomposer": Script(" How are you?\n")})
+    assert run(typed=b"How are you?\n") == [
+        "No answer: the decomposer wrote no question; is this a word problem?"]
+
+
 def test_what_is_no_problem_gets_one_line(run):
     no_problem, *others = run(typed=b"Hello\nAnn has two.\nDo cats fly?\n")
     assert no_problem == infer.NO_PROBLEM and infer.NO_PROBLEM not in others and len(others) == 2
