@@ -1379,9 +1379,9 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "get in time": "How much money [DO] {S} get in {n units}?",
     "in all groups": """How many {T} [+be] there altogether? | How many {T} [+be] there (in total|in all|)? |
         What [-be] the total number of {T}? | Altogether, how many {T} [+be] there?""",
-    "in groups": """How many {T} [+be] there in {n groups}? | How many {T} [+be] needed for
-        {n groups}? | In {n groups}, how many {T} [+be] there? | What
-        [-be] the number of {T} in {n groups}? | How many {T} [+DO] {n groups} hold?""",
+    "in groups": """How many {T} [+be] there in {n groups}? | How many {T} [+be] needed for {n groups}? | In
+        {n groups}, how many {T} [+be] there? | What [-be] the number of {T} in {n groups}? | How many {T}
+        [+DO] {n groups} hold?""",
     "cost of": """How much ([+DO]|would) {n things} cost (|in all|altogether)? | How much [DO] {S} pay for
         {n things}? | What ([+DO]|would) {n things} cost? | How much money [DO] {S} need for {n things}?""",
     "cost of others": """How much ([+DO]|would) {w things} cost (|at the same price)? | At the same price, how
@@ -1552,9 +1552,8 @@ KINDS = [
     kind("had money before both", "money?", "end", 24, "b + c: before the last; x + y: at first", """
         {S} ([spend] {y T} on {item} and {b T} on {item2}|[buy] {item} for {y T} and {item2} for {b T}). Now
         {S} [!have] {c T} left. | After {S} [buy] {item} for {y T} and {item2} for {b T}, {S} [have] {c T}
-        left. | {S} [pay] {y T} for {item} and {b T} for
-        {item2}. {S} [have] {c T} left. | {Item} [-cost] {S:him} {y T} and {item2} {b T}. {S} [have] {c T}
-        left."""),
+        left. | {S} [pay] {y T} for {item} and {b T} for {item2}. {S} [have] {c T} left. | {Item} [-cost]
+        {S:him} {y T} and {item2} {b T}. {S} [have] {c T} left."""),
     kind("had before both", "own?", "end", 10, "a - l: before the last; x + b: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. Then {S} [GET] {l more T}. Now {S} [!have] {a T}. | {S}
         [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}."""),
@@ -1934,12 +1933,12 @@ AUXILIARIES = {  # present of many and of one, past of many and of one; DO is th
     "will": ("will", "will", "would", "would"), "be": ("are", "is", "were", "was"),
     "have": ("have", "has", "had", "had")}
 PAST = dict(row_list("""fit:fit do:did go:went get:got give:gave keep:kept pay:paid spend:spent find:found
-    make:made
-take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew split:split see:saw cut:cut
-say:said buy:bought sell:sold draw:drew know:knew think:thought begin:began win:won catch:caught dig:dug
-build:built choose:chose lose:lost eat:ate break:broke throw:threw lend:lent read:read
-run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept sing:sang ride:rode lay:laid feed:fed
-hang:hung teach:taught light:lit fly:flew come:came quit:quit meet:met"""))
+    make:made take:took put:put cost:cost hold:held leave:left bring:brought send:sent grow:grew
+    split:split see:saw cut:cut say:said buy:bought sell:sold draw:drew know:knew think:thought
+    begin:began win:won catch:caught dig:dug build:built choose:chose lose:lost eat:ate break:broke
+    throw:threw lend:lent read:read run:ran drive:drove swim:swam write:wrote drink:drank sleep:slept
+    sing:sang ride:rode lay:laid feed:fed hang:hung teach:taught light:lit fly:flew come:came quit:quit
+    meet:met"""))
 DOUBLED = word_list("knit stop plan chop jog hop skip wrap shop drop ship trip jam rub grab step")
 
 

@@ -501,11 +501,8 @@ def calculator_result(line, letters=None):
     if not opened or not expression.endswith(b"="):
         return None
     expression = expression[:-1].decode("utf-8", "replace")
-    if not letters:
-        return (result := calculate(expression)) and f"{result}>>"
-    result = calculate(letters.show(f"<<{expression}=")[2:-1])
-    letters.used |= set(expression) & letters.numbers.keys()
-    return result and f"{letters.add(result)}>>"
+    result = letters.calculate(expression) if letters else calculate(expression)
+    return result and f"{result}>>"
 
 
 # ---- answers: letters in place of numbers ------------------------------------------------------------------
@@ -522,7 +519,8 @@ _NUMBER_WORDS |= {word: 10 * k for k, word in enumerate(_TENS, 2)}
 # the word "one", which often is no number: "one of them"
 _WORDS_OF_NUMBERS = rf"(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL[:9])}))?|{'|'.join(_SMALL[1:])}"
 _ORDINALS = "first|second|thirds?|half|halves|(?:four|fif|six|seven|eigh|nin|ten)ths?"
-NUMERAL = re.compile(rf"(?<!\w)(?<!\d\.)(?:{_UNSIGNED})(?!\d|(?:st|nd|rd|th)\b)"
+_DIGITS = re.compile(rf"(?<!\w)(?<!\d\.)(?:{_UNSIGNED})(?!\d|(?:st|nd|rd|th)\b)", re.ASCII | re.I)
+NUMERAL = re.compile(rf"{_DIGITS.pattern}"
                      rf"|\b(?:{_WORDS_OF_NUMBERS})\b(?!-(?:{_ORDINALS})\b)", re.ASCII | re.I)
 
 
@@ -562,13 +560,13 @@ class Letters:
         """
         text = in_digits(re.sub(f"[{LETTERS}]", lambda match: match[0].upper(), text))
         if self.told is None:
-            text = NUMERAL.sub(lambda match: self.add(match[0]), text)
+            text = _DIGITS.sub(lambda match: self.add(match[0]), text)
             self.told = len(self.numbers)
         else:
             parts, end = [], 0
             for match in ANNOTATION.finditer(text):
                 before, (expression, result) = text[end:match.start()], match.groups()
-                parts += [self._hide_known(before), "<<", self._hide_known(expression, self.used), "=",
+                parts += [self._hide_known(before), "<<", self._hide_known(expression, operands=True), "=",
                           self.add(result.strip(" $")), ">>"]
                 end = match.end()
             text = "".join([*parts, self._hide_known(text[end:])])
@@ -595,25 +593,33 @@ class Letters:
         self.numbers[letter] = number
         return letter
 
+    def calculate(self, expression):
+        """As `calculate`, from letters to the letter of the result: "α*β" is "γ"."""
+        numbers = self.show(f"<<{expression}=")[2:-1]
+        self.used |= set(expression) & self.numbers.keys()
+        result = calculate(numbers)
+        return result and self.add(result)
+
     def forget_results(self):
         """Go back to the numbers of the problem."""
         self.numbers = dict(list(self.numbers.items())[:self.told])
         self.used.clear()
 
-    def _hide_known(self, text, used=None):
+    def _hide_known(self, text, operands=False):
         """A text with letters for the numbers that have one. Of several that are equal it is one that no
-        equation has yet, a result before others. used: a set to add these letters to."""
+        equation has yet, a result before others. operands: it is an equation's, which has them from now on.
+        """
         def letter_of(match):
             known = [letter for letter, number in self.numbers.items() if number == match[0]]
             if not known:
                 return match[0]
             known = [letter for letter in known if letter not in self.used] or known
             letter = known[-1] if LETTERS.index(known[-1]) >= self.told else known[0]
-            if used is not None:
-                used.add(letter)
+            if operands:
+                self.used.add(letter)
             return letter
 
-        return NUMERAL.sub(letter_of, text)
+        return _DIGITS.sub(letter_of, text)
 
 
 # ---- answers: checks of a teacher's solutions, for annotate.py ---------------------------------------------

@@ -80,7 +80,7 @@ def second_look(problem, record):
     its own, record["second_look"], and its "asked" are all of the decomposer's questions. `vote` chooses.
     """
     yield from decompose(problem, record)
-    dialogues, asked = [record], questions(record)
+    dialogues, asked = [record], [step["question"] for step in record["steps"]]
     if len(asked) > 1:
         record["second_look"] = new_record() | {"steps": [{"question": asked[-1]}], "asked": asked}
         dialogues.append(record["second_look"])
@@ -572,12 +572,16 @@ def unused_numbers(problem, record):
     return len(told - {letters.numbers[letter] for letter in letters.used})
 
 
+def is_plausible(problem, record):
+    """Whether a dialogue has an answer and is not doubtful."""
+    return record["answer"] is not None and not is_doubtful(problem, record)
+
+
 def is_certain(problem, record):
-    """Whether one dialogue decides: it is not doubtful and has a probability above 1/2, so no other solution
-    of these questions can be as likely.
+    """Whether one dialogue decides: it is plausible and has a probability above 1/2, so no other solution of
+    these questions can be as likely.
     """
-    is_likely = record["answer"] is not None and record["log_p"] > math.log(0.5)
-    return is_likely and not is_doubtful(problem, record)
+    return record["log_p"] > math.log(0.5) and is_plausible(problem, record)
 
 
 def solve_by_vote(problems, procedure, students, votes=1, sampling=None, **options):
@@ -587,26 +591,20 @@ def solve_by_vote(problems, procedure, students, votes=1, sampling=None, **optio
     the most likely tokens; unless it is certain, the others are sampled; and if all are doubtful, as many
     more at twice the temperature.
     """
-    if votes == 1:
-        for index, record in solve(problems, procedure, students, sampling=sampling, **options):
-            yield index, vote(problems[index], [record])
-        return
-    def is_plausible(problem, best):
-        return best["answer"] is not None and not is_doubtful(problem, best)
-
-    hotter = sampling._replace(temperature=2 * sampling.temperature)
-    rounds = [(None, 1, is_certain), (sampling, votes - 1, is_plausible),
-              (hotter, votes - 1, lambda problem, best: True)]
-    records, todo = [[] for _ in problems], list(range(len(problems)))  # todo: indices
+    rounds = [(sampling, 1, lambda problem, best: True)]  # how sampled, how many, whether the best is enough
+    if votes > 1:
+        hotter = sampling._replace(temperature=2 * sampling.temperature)
+        rounds = [(None, 1, is_certain), (sampling, votes - 1, is_plausible),
+                  (hotter, votes - 1, lambda problem, best: True)]
+    records, todo, n_records = [[] for _ in problems], list(range(len(problems))), 0  # todo: indices
     for round_sampling, samples, is_enough in rounds:
-        asked, todo, missing = todo, [], Counter(todo * samples)
+        asked, todo, n_records = todo, [], n_records + samples
         again = [problems[index] for index in asked]
         for k, record in solve(again, procedure, students, sampling=round_sampling, samples=samples,
                                **options):
             index = asked[k]
             records[index].append(record)
-            missing[index] -= 1
-            if not missing[index]:
+            if len(records[index]) == n_records:
                 best = vote(problems[index], records[index])
                 if is_enough(problems[index], best):
                     yield index, best
@@ -647,15 +645,16 @@ def percentage(hits):
 
 
 def questions(record):
-    """The sub-questions of a problem or a record: a list of texts of one line each."""
-    return [one_line(step["question"]) for step in record["steps"]]
+    """The sub-questions of a problem, or those that a record's decomposer asked, as they are compared: a list
+    of texts of one line each, their numbers in digits."""
+    asked = record.get("asked") or [step["question"] for step in record["steps"]]
+    return [in_digits(one_line(question)) for question in asked]
 
 
 def question_metrics(problems, results):
     """How the students' sub-questions match the teacher's: lines, none if no teacher's are known."""
-    pairs = [(result.get("asked") or questions(result), questions(problem))
+    pairs = [(questions(result), questions(problem))
              for problem, result in zip(problems, results) if problem.get("steps")]
-    pairs = [[[in_digits(question) for question in side] for side in pair] for pair in pairs]
     if not pairs:
         return []
     exact = percentage([asked == teachers for asked, teachers in pairs])
@@ -824,7 +823,7 @@ def html_report(problems, results, lines):
 
 NO_PROBLEM = ("No answer: this has neither a number nor a question. Type a word problem, such as: "
               "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have?")
-PROBLEM_SIGN = re.compile(rf"{NUMERAL.pattern}|\?|\b(dozen|half)\b", re.I)
+PROBLEM_SIGN = re.compile(rf"\d|\?|{NUMERAL.pattern}|\b(dozen|half)\b", re.I)
 
 
 def show(problem, procedure, students, options):

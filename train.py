@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import infer
 from data import (GUIDANCE, ROLES, Parser, Tokenizer, UserError, atomic_write, checksum, encode_problems,
-                  fits, get_device, in_digits, loss_weights, make_batch, merge_steps, number, plan_batches,
+                  fits, get_device, loss_weights, make_batch, merge_steps, number, plan_batches,
                   read_problems, run_script, same_answer, train_tokenizer, whole_number)
 from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
@@ -126,9 +126,8 @@ def resolve_args(args):
         for flag in ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag.replace('_', '-')} is decided by --init {args.init}", 2)
-        student = student_json(args.init)
-        defaults |= FINE_TUNING if student.get("pretrained", True) else FROM_A_STUDENT
-        defaults["numbers"] = "letters" if student.get("letters") else "digits"
+        defaults |= FINE_TUNING if is_pretrained(args.init) else FROM_A_STUDENT
+        defaults["numbers"] = "letters" if student_json(args.init).get("letters") else "digits"
     else:
         defaults |= FROM_SCRATCH | NEW_MODEL
         defaults["n_head"] = max(1, (args.n_embd or NEW_MODEL["n_embd"]) // 32)
@@ -151,6 +150,12 @@ def student_json(init):
     with contextlib.suppress(OSError):
         return infer.read_student_json(init)
     return {}
+
+
+def is_pretrained(init):
+    """Whether --init is a GPT-2 from elsewhere (it has no student.json) or a student fine-tuned from one."""
+    student = student_json(init)
+    return not student or bool(student.get("pretrained"))
 
 
 # ---- the optimizers ----------------------------------------------------------------------------------------
@@ -309,8 +314,7 @@ def count_solved(model, tokenizer, problems, args):
     for i, record in infer.solve(problems, procedure, students, calculator=not args.no_calculator):
         if args.role == "decomposer":
             is_done = not record["unfinished"]
-            asked, teachers = ([*map(in_digits, infer.questions(one))] for one in (record, problems[i]))
-            solved += is_done and asked == teachers
+            solved += is_done and infer.questions(record) == infer.questions(problems[i])
         else:
             solved += record["answer"] is not None and same_answer(record["answer"], problems[i]["answer"])
     model.train()
@@ -748,7 +752,7 @@ class Checkpoints:
                       "letters": args.numbers == "letters",
                       "calculates": args.no_calculator,  # it learned what the calculator does for others
                       "merged_steps": args.merged_steps if args.role == "solver" else 0.0,
-                      "pretrained": bool(args.init) and student_json(args.init).get("pretrained", True)}
+                      "pretrained": bool(args.init) and is_pretrained(args.init)}
         self.settings = {flag: str(value) if isinstance(value, Path) else value
                          for flag, value in vars(args).items() if flag not in NO_SETTINGS}
         self.checksum = checksum(problems)
@@ -826,8 +830,7 @@ def next_command(args):
     words = ["infer.py"] if args.role in ("solver", "decomposer") else ["infer.py", "--procedure", args.role]
     if is_default and partner and not Path("runs", partner).exists():
         words = ["train.py", "--role", partner]
-        pretrained = args.init and student_json(args.init).get("pretrained", True)
-        words += ["--init", str(args.init)] if pretrained else []
+        words += ["--init", str(args.init)] if args.init and is_pretrained(args.init) else []
         if args.train != Path("annotations/train.jsonl"):
             words += ["--train", str(args.train), "--valid", str(args.valid)]
     elif not is_default:

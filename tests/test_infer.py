@@ -576,6 +576,7 @@ def test_a_text_about_which_nothing_is_asked_gets_a_hint(run, monkeypatch):
 def test_what_is_no_problem_gets_one_line(run):
     no_problem, *others = run(typed=b"Hello\nAnn has two.\nDo cats fly?\n")
     assert no_problem == infer.NO_PROBLEM and infer.NO_PROBLEM not in others and len(others) == 2
+    assert all(map(infer.PROBLEM_SIGN.search, ("the 2nd of May", "x2", "fifty cats", "a dozen", "why?")))
     assert run("--procedure", "given", typed=b"Hello\n") == [infer.NO_PROBLEM]
     for text in "Hello", "", " ":
         assert run("--problem", text) == (1, "")

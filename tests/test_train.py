@@ -272,6 +272,8 @@ def test_published_weights_and_what_began_so_are_fine_tuned(here, problems):
         args, _ = train.parse_args(flags.split())
         train.resolve_args(args)
         assert args.numbers == numbers
+    Path("ours/student.json").write_text('{"role": "solver"}')  # of a student of ours, before it said so
+    assert not train.is_pretrained(Path("ours")) and train.is_pretrained(Path("published"))
     Path("ours/student.json").write_text("[]")
     with pytest.raises(UserError, match="ours/student.json: not what train.py writes"):
         run("--role decomposer --init ours")
