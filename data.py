@@ -138,7 +138,7 @@ def check_problem(row, where, steps=True, answer=True):
         if not isinstance(step, dict):
             raise UserError(f"{where}: field 'steps[{k}]' must be an object with 'question' and 'solution'")
         _check_text(step, "question", where, f"steps[{k}].")
-        if answer:
+        if answer or step.get("solution") is not None:
             _check_text(step, "solution", where, f"steps[{k}].")
 
 
@@ -242,8 +242,12 @@ def segments(problem, role, guidance=None, calculator=True, letters=False):
     cannot be guessed: at the end of a training it would be most of a solver's loss, and hide the gradient of
     the equation. calculator=False: a student learns to write that too.
     """
-    layout, hide = ROLES[role], Letters().hide if letters else str
-    parts = [(hide(text), False) for text in problem_prompt(problem, guidance)]
+    layout, prompt, hide = ROLES[role], problem_prompt(problem, guidance), str  # str(text) is the text itself
+    if letters:
+        letters = Letters(prompt[0])
+        hide = letters.hide
+        prompt = [letters.problem, *map(hide, prompt[1:])]
+    parts = [(text, False) for text in prompt]
     for step in problem["steps"]:
         for kind in layout.step:
             text = hide(to_line(step["question" if kind == "q" else "solution"]))
@@ -389,18 +393,21 @@ _NUMBER = (rf"(?P<sign>{_SIGN})"
 _WHOLE_TEXT = re.compile(rf"{_NUMBER}\.?\s?%?", re.ASCII)
 # in a text a sign belongs to a number only if no operand stands before it: "-5 degrees", but not "10-5"
 _IN_TEXT = re.compile(rf"(?<![\w.])(?:(?<![)\]%])|(?=[^-+])){_NUMBER}(?!/?\d)", re.ASCII)
+_VULGAR = "\u00bc-\u00be\u2150-\u215e"  # fractions of one character
 _LONGEST_NUMBER = 1000  # characters: Python refuses to convert digits without end
 
 
-def _plain_text(text):
-    """Spell signs, digit groups and fractions in ASCII: "-5", "12000", "1/2"."""
+def _plain_text(text, fraction="{}"):
+    """Spell signs, digit groups and fractions in ASCII: "-5", "12000", "1 1/2". fraction: "({})" puts those
+    of one character and of LaTeX in brackets."""
     text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",")
     text = text.translate({0x2212: "-", 0x2013: "-"})  # the minus sign and the en dash
     text = re.sub(r"(?<=\d)(?:[\u00a0\u2009\u202f]|\\,)(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}", r" \1/\2", text)
+    text = re.sub(rf"(?<=\d)(?=\\[dt]?frac|[{_VULGAR}])", " ", text)
+    text = re.sub(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}", fraction.format(r"\1/\2"), text)
     # U+00BD is compatible with 1, U+2044 (fraction slash), 2
-    return re.sub("[\u00bc-\u00be\u2150-\u215e]",
-                  lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
+    return re.sub(f"[{_VULGAR}]", lambda match: fraction.format(
+        unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/")), text)
 
 
 def _value(match):
@@ -460,7 +467,7 @@ def calculate(expression):
     ("33.33"), as in GSM8K. None if the text is no expression, divides by zero or has over 100 characters.
     """
     text = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""),
-                  one_line(_plain_text(expression).replace("$", "")))
+                  one_line(_plain_text(expression, "({})").replace("$", "")))
     if len(text) > LONGEST_EXPRESSION or not re.fullmatch(r"[-+*/().%\d\s]+", text, re.ASCII):
         return None
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)  # Python has no 05 and no 5%
@@ -545,31 +552,35 @@ class Letters:
 
     A student from scratch reads and writes these. It has to learn which number is needed, not how digits make
     a number: that the calculator knows. (Number mapping: Wang, Liu and Shi 2017, "Deep Neural Solver for Math
-    Word Problems".)
+    Word Problems".) What letters cannot say is that a difference is below 0: see `show`.
     """
 
-    def __init__(self):
+    def __init__(self, problem):
+        """problem: its text, in which each number gets a letter."""
         self.numbers = {}  # {letter: its number, as the calculator writes it}
-        self.told = None   # how many of them the problem tells
         self.used = set()  # letters that an equation has
+        text = _DIGITS.sub(lambda match: self.add(match[0]), self._prepare(problem))
+        self.problem = self._set_apart(text)   # the text with letters
+        self.n_mentioned = len(self.numbers)   # how many letters it has
 
     def hide(self, text):
-        """A text with letters for its numbers. In the first one, the problem, each number gets a letter; in
-        others those that are known have theirs, and the result of a calculator annotation gets one. Letters
-        that the text itself has become capitals.
-        """
-        text = in_digits(re.sub(f"[{LETTERS}]", lambda match: match[0].upper(), text))
-        if self.told is None:
-            text = _DIGITS.sub(lambda match: self.add(match[0]), text)
-            self.told = len(self.numbers)
-        else:
-            parts, end = [], 0
-            for match in ANNOTATION.finditer(text):
-                before, (expression, result) = text[end:match.start()], match.groups()
-                parts += [self._hide_known(before), "<<", self._hide_known(expression, operands=True), "=",
-                          self.add(result.strip(" $")), ">>"]
-                end = match.end()
-            text = "".join([*parts, self._hide_known(text[end:])])
+        """A sub-question, solution or answer with letters for the numbers that have one. The result of a
+        calculator annotation gets the next one."""
+        text, parts, end = self._prepare(text), [], 0
+        for match in ANNOTATION.finditer(text):
+            before, (expression, result) = text[end:match.start()], match.groups()
+            parts += [self._hide_known(before), "<<", self._hide_known(expression, operands=True), "=",
+                      self.add(result.strip(" $")), ">>"]
+            end = match.end()
+        return self._set_apart("".join([*parts, self._hide_known(text[end:])]))
+
+    @staticmethod
+    def _prepare(text):
+        """Numbers in digits; Greek letters that the text itself has as capitals."""
+        return in_digits(re.sub(f"[{LETTERS}]", lambda match: match[0].upper(), text))
+
+    @staticmethod
+    def _set_apart(text):
         return re.sub(f"([{LETTERS}])(?=[a-zA-Z])", r"\1 ", text)  # "5kg": "α kg"
 
     def show(self, text):
@@ -602,7 +613,7 @@ class Letters:
 
     def forget_results(self):
         """Go back to the numbers of the problem."""
-        self.numbers = dict(list(self.numbers.items())[:self.told])
+        self.numbers = dict(list(self.numbers.items())[:self.n_mentioned])
         self.used.clear()
 
     def _hide_known(self, text, operands=False):
@@ -614,7 +625,7 @@ class Letters:
             if not known:
                 return match[0]
             known = [letter for letter in known if letter not in self.used] or known
-            letter = known[-1] if LETTERS.index(known[-1]) >= self.told else known[0]
+            letter = known[-1] if LETTERS.index(known[-1]) >= self.n_mentioned else known[0]
             if operands:
                 self.used.add(letter)
             return letter

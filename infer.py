@@ -288,10 +288,11 @@ class Row:
 
     def begin(self, problem):
         """Start with a problem. If the row holds its very prompt, that is not read once more."""
-        self.letters = Letters() if self.student.about.get("letters") else None
-        self.pending = []
-        for text in problem_prompt(problem, self.student.guidance):
-            self.append(text)
+        self.letters, prompt = None, problem_prompt(problem, self.student.guidance)
+        if self.student.about.get("letters"):
+            self.letters = Letters(prompt[0])
+            prompt = [self.letters.problem, *map(self.letters.hide, prompt[1:])]
+        self.pending = [token for text in prompt for token in self.student.tokenizer.encode(text)]
         if self.pending != self.prompt:
             self.prompt, self.length = self.pending, 0
         self.forget_the_rest()
@@ -564,12 +565,11 @@ def is_doubtful(problem, record):
 def unused_numbers(problem, record):
     """How many different numbers of a problem's text, in digits or in words, stand in no equation of a
     dialogue."""
-    letters = Letters()
-    letters.hide(problem["problem"])
-    told = {*letters.numbers.values()}
+    letters = Letters(problem["problem"])
+    mentioned = {*letters.numbers.values()}
     for step in record["steps"]:
         letters.hide(step.get("solution", ""))  # notes which letters its equations have
-    return len(told - {letters.numbers[letter] for letter in letters.used})
+    return len(mentioned - {letters.numbers[letter] for letter in letters.used})
 
 
 def is_plausible(problem, record):
@@ -823,7 +823,7 @@ def html_report(problems, results, lines):
 
 NO_PROBLEM = ("No answer: this has neither a number nor a question. Type a word problem, such as: "
               "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have?")
-PROBLEM_SIGN = re.compile(rf"\d|\?|{NUMERAL.pattern}|\b(dozen|half)\b", re.I)
+PROBLEM_SIGN = re.compile(rf"\d|\?|{NUMERAL.pattern}|\b(one|dozen|half)\b", re.I)
 
 
 def show(problem, procedure, students, options):

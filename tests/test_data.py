@@ -133,35 +133,31 @@ def test_letters_stand_for_the_numbers_of_a_problem_and_of_its_solutions():
     ("1/2 of 36?", ["36*1/2=<<36*1/2=18>>18", "18"], ["α/β of γ?", "γ*α/β=<<γ*α/β=δ>>δ", "δ"]),
 ])
 def test_letters_for_numbers_as_people_write_them(problem, lines, hidden):
-    letters = Letters()
-    assert [letters.hide(text) for text in (problem, *lines)] == hidden
+    letters = Letters(problem)
+    assert [letters.problem, *map(letters.hide, lines)] == hidden
     for line, text in zip(lines, hidden[1:]):
         plain = line.replace(".00>>", ">>").replace("=$", "=").replace("00125kg", "00125 kg")
         assert letters.show(text) == plain
-    told = letters.told
     letters.forget_results()
-    assert len(letters.numbers) == told and letters.hide("9") == "9"
+    assert len(letters.numbers) == letters.n_mentioned and letters.hide("9") == "9"
 
 
 def test_numbers_beyond_the_alphabet_stay_numbers():
-    letters = Letters()
-    problem = " ".join(str(1000 + k) for k in range(30))
-    assert letters.hide(problem) == " ".join([*LETTERS, *(str(1000 + k) for k in range(len(LETTERS), 30))])
+    letters = Letters(" ".join(str(1000 + k) for k in range(30)))
+    assert letters.problem == " ".join([*LETTERS, *(str(1000 + k) for k in range(len(LETTERS), 30))])
     assert letters.hide("<<1000+1029=2029>>2029") == "<<α+1029=2029>>2029"
     assert calculator_result("<<α+1029=".encode(), letters) == "2029>>"
 
 
 def test_the_calculator_computes_with_letters():
-    letters = Letters()
-    letters.hide("He has 12 pens in 3 boxes.")
+    letters = Letters("He has 12 pens in 3 boxes.")
     assert calculator_result("<<α*β=".encode(), letters) == "γ>>" and letters.show("<<γ/2>>") == "<<36/2>>"
     assert calculator_result("<<(γ-α)/2=".encode(), letters) == "δ>>" and letters.show("δ") == "12"
     assert calculator_result("<<α+ω=".encode(), letters) is None  # ω stands for nothing
 
 
 def test_the_larger_of_two_numbers_comes_first_in_a_difference_and_in_a_whole_quotient():
-    letters = Letters()
-    letters.hide("He has 3, 12 and 7.")
+    letters = Letters("He has 3, 12 and 7.")
     for written, shown in (("<<α-β=", "<<12-3="), ("<<β-α=", "<<12-3="), ("<<α/β=", "<<12/3="),
                            ("<<γ/β=", "<<7/12="), ("<<α-β-γ=", "<<3-12-7="), ("α-β", "3-12")):
         assert letters.show(written) == shown
@@ -241,7 +237,7 @@ def check(function, expected):
 def test_a_number_is_read_as_people_write_it():
     check(data.parse_number, {
         "70,000": 70000, "70000.0": 70000, "$70,000": 70000, "$70000.": 70000, "1,234,567.50": 1234567.5,
-        "1/2": 0.5, "1 1/2": 1.5, "-1 1/2": -1.5, "½": 0.5, "1½": 1.5, "+7": 7, "\u22125": -5, "-$5": -5,
+        "1/2": 0.5, "1 1/2": 1.5, "-1 1/2": -1.5, "½": 0.5, "1½": 1.5, "-½": -0.5, "+7": 7, "\u22125": -5, "-$5": -5,
         "$-5": -5, "\\$9{,}500": 9500, "12\u202f000": 12000, "12\u00a0000": 12000, "12\\,000": 12000,
         "\\frac{1}{2}": 0.5, "2\\tfrac{1}{4}": 2.25, "50%": 50, ".5": 0.5, "€3.20": Fraction("3.2"),
     } | dict.fromkeys(["12,34", "1,2", "1,2345", "1234,567", "1/0", "5 apples", "--5", "", "9" * 5000, "٣",
@@ -304,6 +300,7 @@ def test_the_calculator_takes_gsm8ks_expressions_and_nothing_else():
         "3*(4+1.5)": "16.5", "1,200*2": "2400", "5%*20": "1", "$7.50/2": "3.75", "100/3": "33.33",
         "1/8": "0.125", "20/5%": "400", "12345678901234567.5*2": "24691357802469135", "05*2": "10",
         "7//2": "3", "-3+-(2)": "-5", "\u22125+2": "-3", "0-0.001": "-0.001",
+        "6/½": "12", "6/\\frac{1}{2}": "12", "9/6/2": "0.75",
     } | dict.fromkeys(["3,5*2", "12,34+1", "1/0", "2**3", "", "1+", "(1", "a+1", "1 2", "9" * 101]))
 
 
