@@ -156,7 +156,7 @@ class Story:
         self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
         self.facts, self.steps, self.people = [], [], []
         self.mixed = False    # whether it tells of several things
-        self.changed = False  # whether something has been gained or lost
+        self.changed = ""     # "now" if something has just been gained, "left" if lost
         self.ordered = False  # whether its facts must stay in their order
         self.ways = []        # "S", "tail" or "T": how the quantities differ that it has compared
         self.compared = None  # with what the last step compared, and in which way they differ
@@ -367,7 +367,7 @@ DRAW = {  # drawn where a wording or an equation has them
     "o": lambda story, f: story.rng.randint(1, f["b"] - 1),
     "y": lambda story, f: story.rng.randint(2, 20),
     "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
-    "r": lambda story, f: story.amount(2, 2000),
+    "r": lambda story, f: story.rng.randint(2, 10) if f["T"].one == "hour" else story.amount(2, 2000),
     "p": lambda story, f: story.price(),
     "s": lambda story, f: f["n"] * f["p"],
     "t": lambda story, f: f["n"] * f["m"],
@@ -399,9 +399,9 @@ DRAW = {  # drawn where a wording or an equation has them
     "unit": lambda story, f: f["units"].one,
     "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
     "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
-    "them": lambda story, f: ("the money" if f["T"].money else "all the {T}" if story.changed
+    "them": lambda story, f: ("the money" if f["T"].money else THEM_NOW[story.changed] if story.changed
                               else "the {T}" if story.mixed else story.pick(THEM)),
-    "box": lambda story, f: story.pick(CONTAINERS[f["T"].sort]) if f["T"].sort else None,
+    "box": lambda story, f: story.container(f["T"]).one if f["T"].sort else None,
     "item": lambda story, f: article(story.thing("ftsch").one),
     "item2": lambda story, f: article(story.thing("ftsch").one),
     "the_item": lambda story, f: "the " + f["item"].partition(" ")[2],
@@ -607,7 +607,7 @@ def happen(story, kind, quantity):
     fields = Fields(story, quantity)
     for equation, asks in kind.steps:  # this draws the numbers that are told
         value = story.find(equation, asks, fields)
-        story.changed |= asks in ("now", "left")
+        story.changed = asks if asks in THEM_NOW else story.changed
     if kind.say:
         story.tell(kind.name, kind.say, fields)
     return replace(GIVES[kind.gives](quantity, fields), value=value)
@@ -627,6 +627,8 @@ def draw_kind(story, quantity):
             continue  # "6 come. Later some more come. How many come?"
         if kind.steps[0][1] == "need" and "act" in kind.takes and "tail" in story.ways:
             continue  # what was done on another day is part of the goal
+        if kind.takes == ["boxes"] and story.ways:
+            continue  # others have boxes too
         if kind.gives in ("other", "joint", "difference") and bought:
             continue  # "He had $20 at first. Ann had $3 more." More than he had then, or has now?
         if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
@@ -683,10 +685,14 @@ def relate(story, kind, quantity):
     letter = equation[-1]
     asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
     value = story.find(equation, asks, asked)
-    first = len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
-    if way == "S" and story.level == 1 and story.facts[-1].kind in TELL and not (first or kind.backwards):
+    named = not kind.backwards or story.level > 1  # backwards, "Tom has 3 more than Ann" is too hard
+    is_first = named and len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
+    follows = story.level == 1 and not is_first and story.facts[-1].fields.quantity is quantity
+    if named:
+        fields["named"] = ""
+    if follows and (way == "S" or kind.backwards):
         fields["brief"] = ""
-    story.tell(kind.name, kind.say, fields, place=0 if first else None)
+    story.tell(kind.name, kind.say, fields, place=0 if is_first else None)
     story.compared = quantity, way
     return replace(other, value=value)
 
@@ -712,6 +718,7 @@ def put_together(story, kind, quantity):
         story.ways = []
         last = story.steps_left == 1  # nothing can happen to "apples and pears", or to a sum of ages
         require(last or joint.T.one != "thing" and joint.form not in ("age", "weigh"))
+        require(joint.form != "age" or quantity.S in story.people)
         story.ordered |= story.steps_left > 1
         fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
         if way == "S" and len(story.people) == 2:
@@ -788,7 +795,7 @@ def join_quantities(story, first, second, way, alone=True):
     joint = replace(first, value=None, tail="", others={}, also=())
     if way == "S":
         they = "they" if len(story.people) == 2 and story.chance(0.5) else ""
-        return replace(joint, S=Entity(join([first.S.name, second.S.name]), "they", they)), "together"
+        return replace(joint, S=Entity(name_both(first.S, second.S), "they", they)), "together"
     if way == "tail":
         if not alone:
             return joint, join([first.tail, second.tail])
@@ -800,6 +807,14 @@ def join_quantities(story, first, second, way, alone=True):
     wholes = [whole for *kinds, whole in WHOLES if sorted(map(str, kinds)) == names]
     both = replace(first.T, adjective="") if first.T.adjective else wholes[0] if wholes else both
     return replace(joint, T=both, tail=first.tail), first.tail if first.form == "there" else "in all"
+
+
+def name_both(one, other):
+    """Two people, shops or things: "Ann and Tom", "Ann and her brother"."""
+    if one.owner is other:
+        one, other = other, one
+    other_name = " ".join((PRONOUNS[one.sex]["'s"], other.first)) if other.owner is one else other.name
+    return join([one.name, other_name])
 
 
 def other_part(story, kind, quantity):
@@ -848,18 +863,19 @@ class Speaker:
 class Narrator(Speaker):
     """How the text of a problem speaks: pronouns, numbers in words, "$5", "5 of them"."""
 
-    def __init__(self, rng, mixed):
-        """mixed: whether the story tells of several things, so that "5 of them" could be any."""
-        self.rng, self.mixed = rng, mixed
+    def __init__(self, rng, mixed, made_up):
+        """mixed: whether the story tells of several things, so that "5 of them" could be any. made_up:
+        whether its names are, which do not say who is "he" and who "she"."""
+        self.rng, self.mixed, self.made_up = rng, mixed, made_up
         self.subject, self.known, self.before, self.here = None, set(), set(), set()
         self.in_words, self.commas, self.signs = rng.random() < 0.15, rng.random() < 0.3, rng.random() < 0.75
         self.pronouns = rng.choice((0.2, 0.6, 0.9))
 
     def name(self, entity, case):
         self.here.add(entity)
-        rival = any(one.sex == entity.sex and one is not entity for one in self.before | self.here)
+        rival = any(self.made_up or one.sex == entity.sex for one in (self.before | self.here) - {entity})
         rare = entity.sex == "it" and not entity.first
-        likely = self.pronouns * (0.1 if rival else 1) * (0.15 if rare else 1)
+        likely = 0 if rival else self.pronouns * (0.15 if rare else 1)
         if entity is self.subject and entity.first != "-" and self.rng.random() < likely:
             return PRONOUNS[entity.sex][case]
         name, owner = entity.name, entity.owner
@@ -1031,7 +1047,8 @@ def decapital(text, story):
 
 def write_text(story):
     """The text of a problem, its facts and its question; and the question alone."""
-    rng, narrator, sentences, goes_on = story.rng, Narrator(story.rng, story.mixed), [], False
+    rng, sentences, goes_on = story.rng, [], False
+    narrator = Narrator(rng, story.mixed, story.words.made_up_names)
     for k, fact in enumerate(story.facts):
         wording, subject, aside = fact.wording, fact.fields["S"], fact.kind in ASIDES
         if all(earlier.kind in ASIDES for earlier in story.facts[:k]):
@@ -1039,7 +1056,7 @@ def write_text(story):
             wording = re.sub(r"^\{S\} also", "{S}", wording).replace(" too.", ".")
         opening = re.match(r"\{S\} \[[^\]]+\] ", wording)  # "{S} [have] "
         fit = goes_on and opening and subject is narrator.subject and fact.kind not in (*ASIDES, "had money")
-        joined = fit and rng.random() < 0.35
+        joined = fit and " and " not in sentences[-1] and rng.random() < 0.35
         wording = wording.removeprefix("{S} ") if joined else wording
         text = fill(wording, fact.fields, story.tense, story.now, narrator)
         text = re.sub(r"(?<=\. )[a-z]", lambda m: m[0].upper(), text)
@@ -1177,8 +1194,8 @@ TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told,
     "own": """{S} ([have]|[own]) {a T}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
         {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
         a collection of) {a T}.""",
-    "act": """{S} [V] {a T} {tail}. | {Tail}, {S} [V] {a T}. | {Tail} {S} [V] {a T}. | {S} ([manage] to
-        {V}|[be] able to {V}) {a T} {tail}.""",
+    "act": """{S} [V] {a T} {tail}. | {Tail}, {S} [V] {a T}. | {Tail} {S} [V] {a T}. | {S} [V] exactly {a T}
+        {tail}.""",
     "there": """There [+be] {a T} {tail}. | {Tail} there [+be] {a T}. | {a T} [+be] {tail}. | Someone [-count]
         {a T} {tail}. | {Tail}, {a T} [+can] be seen.""",
     "money": """{S} [have] {a T}. | {S} [have] ({a T} in {his} pocket|saved {a T}). | There [-be] {a T}
@@ -1196,7 +1213,7 @@ TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told,
         {a T} for {S:him}. | {S} [weigh] exactly {a T}.""",
     "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {S} [have] {b things} too. | {S}
         [be] {age} years old. | {S} [live] at house number {y}. | {S} [have] {y} cousins. | It [-be] {y}
-        degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} classmates.""",
+        degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} neighbors.""",
     "2 T": """{S} [V] {a T} and {b T2} {tail}. | {S} [V] {a T} {tail} and {b T2}. | {S} [V] {a T} {tail}. {S}
         also [V] {b T2}. | {S} [V] {a T} {tail}, and also {b T2}.""",
     "2 T there": """There [+be] {a T} and {b T2} {tail}. | {Tail} there [+be] {a T} and {b T2}. | {a T} and
@@ -1300,8 +1317,8 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {V} {tail} than {ref:him}? | How much more [DO] {S} {V} {tail} than {ref:him}?""",
     "diff price": """How much more [DO] {S} cost than {ref:him}? | By how much [be] {S} more expensive than
         {ref:him}? | What [-be] the difference in price between {S:him} and {ref:him}?""",
-    "diff there": """How many more {T} [+be] there {tail} than {ref:him}? | How many more {T} than {ref:him}
-        [+be] there {tail}? | Find how many more {T} there [+be] {tail} than {ref:him}.""",
+    "diff there": """How many more {T} [+be] there {tail} than {ref:him}? | How many more {T} [+be] {tail}
+        than {ref:him}? | Find how many more {T} there [+be] {tail} than {ref:him}.""",
     "diff be": """How (much|many {T}) {more} [be] {S} than {ref:him}? | By how many {T} [be] {S} {more} than
         {ref:him}? | What [-be] the difference in {side} between {S:him} and {ref:him}? | By how much [be] {S}
         {more} than {ref:him}?""",
@@ -1366,8 +1383,8 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {S} get?""",
     "in time": """How many {T} [DO] {S} {V} in {n units}? | In {n units}, how many {T} [DO] {S} {V}? | How
         many {T} [will] {S} {V} in {n units}?""",
-    "takes": """How many {units} [DO] {S} need for that? | For how many {units} [DO] {S} {V}? | How many
-        {units} [-DO] it take {S:him}? | In how many {units} [DO] {S} do that?""",
+    "takes": """How many {units} [DO] {S} need for that? | How many {units} [-DO] it take {S:him}? | In how
+        many {units} [DO] {S} do that?""",
     "rate": """How many {T} [DO] {S} {V} each {unit}? | How many {T} [DO] {S} {V} (per {unit}|in one
         {unit}|every {unit})?""",
     "left after": """How many {T} [!+be] left after {n units}? | After {n units}, how many {T} ([!+be]
@@ -1426,42 +1443,61 @@ def read_steps(text):
     return [step.split(": ") for step in text.split("; ")]
 
 
-# How two are compared: {S} is the one that is told about, {ref:him} the other; {brief} marks what leaves that
-# out, behind a sentence about it: "Ann has 3 more apples." For each form of quantity: how the names of its
-# kinds begin; how so many more or fewer (#) is told; so many times as many, or a part.
+# How two are compared: {S} is the one that is told about, {ref:him} the other; {brief} marks what follows a
+# sentence about one of them: "Ann has 3 more apples." For each form of quantity: how the names of its kinds
+# begin; how so many more or fewer (#) is told; so many times as many, or a part; and both told backwards,
+# behind a sentence about the one that is known: "Tom has 12 apples. That is 3 more than Ann has."
 COMPARED = {
     "own act money": ("", """
         {S} [V] # {tail} than {ref:him}. | {Tail}, {S} [V] # than {ref:him}. | Compared with {one:him}, {S}
         [V] # {tail}. | {S} [V] # than {ref} {do} {tail}. | {brief}{S} [V] # {tail}.""", """
         {S} [V] (|exactly) # as {many} {tail} as {ref:him}. | {S} [V] # the {number} that {ref} {do} {tail}. |
         {Tail}, {S} [V] # as {many} as {ref:him}. | {S} [V] # as {many} {tail} as {ref} {do}. | {brief}{S} [V]
-        # as {many} {tail}."""),
+        # as {many} {tail}.""", """
+        {brief}(That|This) [-be] # than {ref} {do} {tail}. | {brief}That [-be] # than {ref:him}.""", """
+        {brief}(That|This) [-be] (|exactly) # as {many} as {ref} {do} {tail}. | {brief}That [-be] # as {many}
+        as {ref:him}."""),
     "there": ("there ", """
         There [+be] # {tail} than {ref:him}. | {Tail} there [+be] # than {ref:him}. | # than {ref:him}
         [+be] {tail}. | {Tail}, # than {ref:him} [+can] be seen.""", """
         There [+be] (|exactly) # as many {T} {tail} as {ref:him}. | {Tail} there [+be] # as many {T} as
-        {ref:him}. | # as many {T} as {ref:him} [+be] {tail}."""),
+        {ref:him}. | # as many {T} as {ref:him} [+be] {tail}.""", """
+        {brief}(That|This) [-be] # than {ref:him}.""", """
+        {brief}(That|This) [-be] (|exactly) # as many {T} as {ref:him}."""),
     "price": ("costs ", """
         {S} [cost] # than {ref:him}. | Compared with {one:him}, {S} [cost] #. | One [-pay] # for {S} than for
         {ref:him}. | The price of {S:him} [-be] # than that of {ref:him}.""", """
         {S} [cost] (|exactly) # as much as {ref:him}. | The price of {S:him} [-be] # as high as that of
-        {ref:him}. | {S} [be] # as expensive as {ref:him}."""),
+        {ref:him}. | {S} [be] # as expensive as {ref:him}.""", """
+        {brief}(That|This) [-be] # than {ref} [-cost]. | {brief}That [-be] # than the price of {ref:him}.
+        """, """
+        {brief}(That|This) [-be] (|exactly) # as much as {ref} [-cost]."""),
     "be age weigh": ("is ", """
         {S} [be] # than {ref:him}. | {S} [be] # than {ref} [-be]. | Compared with {one:him}, {S} [be]
         #. | {brief}{S} [be] #.""", """
         {S} [be] (|exactly) # as {adj} as {ref:him}. | {S} [be] # as {adj} as {ref} [-be]. | The {side} of
-        {S:him} [-be] # that of {ref:him}. | {brief}{S} [be] # as {adj}.""")}
+        {S:him} [-be] # that of {ref:him}. | {brief}{S} [be] # as {adj}.""", """
+        {brief}That [-make] {S:him} # than {ref:him}.""", """
+        {brief}That [-make] {S:him} (|exactly) # as {adj} as {ref:him}.""")}
 
 
 def comparisons():
-    """The kinds that compare two: "more", "there times", "costs less", "is part", ..."""
-    for takes, (beginning, by, as_many) in COMPARED.items():
-        more, less = ("{b T} {more}", "{l T} {less}") if "be" in takes else ("{b more T}", "{l fewer T}")
-        more = more.replace("b", "p") if takes == "price" else more
-        for name, weight, equation, say, much in (
-                ("more", 40, f"a + {more[1]}", by, more), ("less", 34, "a - l", by, less),
-                ("times", 34, "a * k", as_many, "{k times}"), ("part", 20, "a / j", as_many, "{j share}")):
-            yield kind(beginning + name, takes, "other", weight, f"{equation}: same", say.replace("#", much))
+    """The kinds that compare two, "more", "there times", "costs less", "is part", ..., each also told
+    backwards: in the same wordings, which are {named}, and in those of its own."""
+    for takes, (beginning, by, as_many, known_by, known_as_many) in COMPARED.items():
+        more, less = ("{# T} {more}", "{# T} {less}") if "be" in takes else ("{# more T}", "{# fewer T}")
+        plus, share_of = "a + p" if takes == "price" else "a + b", as_many.replace("# the", "# of the")
+        for name, weight, equation, inverse, much, say, of_known in (
+                ("more", 40, plus, "a - l", more, by, known_by),
+                ("less", 34, "a - l", plus, less, by, known_by),
+                ("times", 34, "a * k", "a / j", "{# times}", as_many, known_as_many),
+                ("part", 20, "a / j", "a * k", "{# share}", share_of, known_as_many)):
+            told = lambda wordings, steps: wordings.replace("#", much.replace("#", steps[-1]))
+            named = " | ".join("{named}" + one for one in read_wordings(say) if "{brief}" not in one)
+            name, named_and_brief = beginning + name, f"{named} | {of_known}"
+            yield kind(name, takes, "other", weight, f"{equation}: same", told(say, equation))
+            yield kind(f"{name}, backwards", takes, "other", weight, f"{inverse}: same",
+                       told(named_and_brief, inverse))._replace(backwards=True)
 
 
 # The numbers of an equation but a and x are drawn, as DRAW says: b and c any, l less than a, v less than x,
@@ -1517,7 +1553,7 @@ KINDS = [
     kind("spends twice", "money", "money", 40, "a - l: before the last; x - v: left", """
         {S} [buy] {item} for {l T} and {item2} for {v T}. | {S} [spend] {l T} on {item} and {v T} on {item2}.
         | {S} [pay] {l T} for {item} and {v T} for {item2}. | {Item} [-cost] {S:him} {l T} and {item2} {v T}.
-        | {S} [buy] {item} and {item2}. {Item} [-cost] {l T} and {item2} [-cost] {v T}."""),
+        | {S} [buy] {item} and {item2}. {The_item} [-cost] {l T} and {the_item2} [-cost] {v T}."""),
     kind("gains some", "own", "end", 26, "g - a: got", """
         {S} [GET] some more {T} (|{where}). {Now_g}. | Then {S} [GET] a few more {T}. {Now_g}. | After {S}
         [GET] some more {T}, {S} [have] {g T}. | {S} [GET] some other {T}. {Now_g}."""),
@@ -1603,12 +1639,12 @@ KINDS = [
         {S} [want] to buy {item} for {g T} and [save] {z T} {per}. | {Item} [-cost] {g T}. {S} [save] {z T}
         {per}. | {S} [need] {g T} for {item} and [earn] {z T} {per}."""),
     kind("wants to do", "act", "end", 8, "g - a: need", """
-        {S} [want] to {V} {g T} in all. | {S} [have] to {V} {g T}. | {S:'s} goal [-be] to {V} {g T}. | {S}
-        [hope] to {V} {g T} altogether."""),
+        {S} [want] to {V} {g T} in all. | {S} [have] to {V} {g T} in all. | {S:'s} goal [-be] to {V} {g T} in
+        all. | {S} [hope] to {V} {g T} altogether."""),
     kind("does the rest", "act", "end", 16, "g - a: need; x / z: takes", """
-        {S} [want] to {V} {g T} in all. From then on, {S} [V] {z T} {per}. | {S} [have] to {V} {g T} and [V]
-        {z T} {per} from then on. | {S:'s} goal [-be] to {V} {g T}. From then on, {S} [V] {z T} each
-        {unit}."""),
+        {S} [want] to {V} {g T} in all. From then on, {S} [V] {z T} {per}. | {S} [have] to {V} {g T} in all
+        and [V] {z T} {per} from then on. | {S:'s} goal [-be] to {V} {g T} in all. From then on, {S} [V] {z T}
+        each {unit}."""),
     # two are put together or set apart; "@": the other one is told as TELL says; "": it was compared before
     kind("together", "own act money there price age weigh", "joint", 60, "a + b: total", "@"),
     kind("together again", "own act money there price age weigh", "joint", 90, "a + b: total", ""),
@@ -1703,7 +1739,7 @@ KINDS = [
     kind("shares", "own money", "end", 60, "a / d: share", """
         {S} [share] {them} equally among {d friends}. | {S} [give] {them} to {d friends} in equal parts. | {S}
         [split] {them} evenly among {d friends}. | {S} [want] to share {them} equally among {d friends}. |
-        {d friends} [+get] {them} in equal shares."""),
+        {d friends} [+get] {them} from {S:him} in equal shares."""),
     kind("shares the rest", "own", "end", 26, "a - l: shared; x / z: share", """
         {S} ([keep] {l} of {them}|[LOSE] {l of T}) and [share] the rest equally among {z friends}. | {S}
         [keep] {l} of {them} and [give] the rest to {z friends} in equal parts. | {S} ([keep] {l} of
@@ -1768,15 +1804,15 @@ KINDS = [
         {d friends}. | {d friends} [+split] the cost evenly. | {d friends} [+pay] for it together, each the
         same."""),
     kind("had money", "spent", "money", 50, "g - a: left", """
-        {S} [have] {g T} (at first|before that|in the beginning). | {S} [come] to the shop with {g T}. | {S}
-        [start] with {g T}. | There [-be] {g T} in {S:'s} (purse|wallet) (at first|before that)."""),
+        {S} had {g T} (at first|before that|in the beginning). | {S} had come to the shop with {g T}. | {S}
+        started with {g T}. | There was {g T} in {S:'s} (purse|wallet) (at first|before that)."""),
     kind("buys from money", "money", "money", 40, "n * p: pay; a - x: left", """
         {S} [buy] {n things} for {p T} each. | {S} [buy] {n things}. Each {thing} [-cost] {p T}. | {S} [buy]
         {n things} at {p T} each. | One {thing} [-cost] {p T}. {S} [buy] {n of things}."""),
     kind("can afford", "money", "end", 40, "a / d: can buy", """
         (One {thing}|{A_thing}|Each {thing}) [-cost] {d T}. | The price of one {thing} [-be] {d T}. | {Things}
         [+cost] {d T} each. | {S} [want] to buy {things} that [+cost] {d T} each."""),
-    kind("sells at a price", "own", "money", 40, "a * p: earns", """
+    kind("sells at a price", "own", "end", 40, "a * p: earns", """
         {S} [sell] {them} (for|at) {p money} each. | Each {T1} [-be] sold for {p money}. | {S} [sell] all of
         the {T} for {p money} apiece. | {S} [get] {p money} for each {T1}."""),
     # so much in so long
@@ -1816,10 +1852,10 @@ KINDS = [
         During the summer, {S} [grow] {b more T}."""),
     kind("is shortened", "cut", "end", 60, "a - l: be now", """
         {O} [-cut] {l T} off {S:him}. | {l T} of {S:him} [+be] cut off. | {O} [-use] {l T} of {S:him}. | {O}
-        [-cut] off {l T} of it."""),
+        [-cut] off {l T} of {S:him}."""),
     kind("is cut", "cut", "end", 60, "a / d: pieces", """
         {S} [be] cut into pieces of {d T}. | {O} [-cut] {S} into pieces of {d T} each. | {S} [be] cut into
-        pieces, each {d T} long. | {O} [-divide] it into pieces of {d T}."""),
+        pieces, each {d T} long. | {O} [-divide] {S:him} into pieces of {d T}."""),
     kind("parts", "parts?", "end", 14, "b * e: parts", """
         There [+be] {b T} {here}. | {S} ([see]|[have]|[count]|[draw]|[paint]|[photograph]) {b T} {here}. | {S}
         [look] at {b T} {here}. | {S} [have] a picture of {b T}."""),
@@ -1859,20 +1895,7 @@ KINDS += [other_question(*row) for row in (
     ("two things in each", 12, "m + c: in each"),
     ("two things in each", 10, "m + c: in each; n * x: both in all"))]
 
-# Comparisons told backwards, "Tom has 3 more than Ann", when Ann's are asked for: {equation: its inverse}
-BACKWARDS = {"a + b": "a - l", "a + p": "a - l", "a - l": "a + b", "a * k": "a / j", "a / j": "a * k"}
-
-
-def backwards(kind):
-    """A comparison, told backwards."""
-    (equation, asks), = kind.steps
-    inverse = BACKWARDS[equation]
-    say = [re.sub(rf"\{{{equation[-1]}\b", "{" + inverse[-1], wording) for wording in kind.say
-           if "{brief}" not in wording]
-    return kind._replace(name=f"{kind.name}, backwards", steps=[(inverse, asks)], say=say, backwards=True)
-
-
-KINDS += [*comparisons(), *map(backwards, comparisons())]
+KINDS += comparisons()
 TIMELESS = {"groups", "there are groups", *TELL, *(  # facts that can be told in any order
     kind.name for kind in KINDS if kind.gives in ("other", "joint", "difference"))}
 
@@ -2057,7 +2080,7 @@ make:fc bake:f cook:f grow:g order:ftsch borrow:tsh earn:t harvest:g bring_home:
 knit:c paint:c print:s craft:c raise:a adopt:a unpack:tsch acquire:tsh dig_up:g prepare:f rescue:a
 draw:s obtain:tsh purchase:fgtscha choose:tsc take_home:fgtsc add:tsch pick_up:gtsh pull_out:g fetch:gh""")
 LOSSES = row_list("""lose:tscha eat:fg sell:fgtscha use:fsh give_away:fgtscha break:th throw_away:gtsh
-donate:tsch trade:t drop:fgth share:f return:tsh burn:h waste:fs serve:fg finish:f remove:tsch misplace:tsch
+donate:tsch trade:t drop:fgth return:tsh burn:h waste:fs serve:fg finish:f remove:tsch misplace:tsch
 lend_out:tsh ship:tsch hand_out:ftsg pass_out:fts send_off:sat recycle:sh ruin:c
 release:a smash:h crush:f drop_off:tsch mail:s bury:t spoil:f leave_behind:tsch squash:g chop_up:g""")
 # what shops and schools do
@@ -2090,7 +2113,7 @@ dancer:on_the_stage:come_on:step_off butterfly:in_the_meadow:flutter_in:flutter_
 cookie:in_the_jar:be_added:be_eaten toy:in_the_box:be_put_in:be_taken_out member:in_the_club:join:quit
 runner:in_the_race:sign_up:drop_out plane:at_the_airport:land:take_off worker:at_the_factory:be_hired:retire
 bottle:in_the_crate:be_put_in:be_taken_out coin:in_the_fountain:be_thrown_in:be_fished_out
-candle:on_the_cake:be_lit:be_blown_out""")]
+fly:on_the_window:land:fly_off""")]
 # measures: whose, unit, adjective, its opposite if it is not the usual one; adjectives: more, less, noun
 MEASURES = row_list("""person:year:old person:centimeter:tall person:inch:tall person:pound:heavy
 person:kilogram:heavy rope:meter:long rope:foot:long ribbon:inch:long ribbon:centimeter:long tower:meter:tall
@@ -2127,10 +2150,9 @@ in_the_red_box:in_the_blue_box in_the_front_yard:in_the_back_yard on_the_left:on
 in_the_bag:in_the_box in_the_first_room:in_the_second_room at_home:at_school
 on_the_top_shelf:on_the_bottom_shelf in_the_old_house:in_the_new_house""")
 STORES = word_list("at_the_market at_the_fair in_the_shop at_a_yard_sale at_the_store at_the_mall on_Friday")
-WHERE = STORES + word_list("""at_school at_the_park in_the_garden on_the_way_home at_the_beach in_the_attic
-after_school for_a_party for_a_friend during_the_holidays in_the_morning before_dinner at_camp
-in_the_evening""")
-HERE = ["", "", ""] + word_list("at_the_market at_the_fair at_school in_town on_the_island at_camp")
+WHERE = STORES + word_list("""at_school at_the_park on_the_way_home at_home after_school for_a_party
+for_a_friend during_the_holidays in_the_morning before_dinner at_camp in_the_evening""")
+HERE = ["", "", "", ""] + word_list("at_the_market at_the_fair at_school in_the_hall")
 LATER = word_list("""an_hour_later in_the_evening at_noon in_the_afternoon the_next_morning after_ten_minutes
 before_sunset""")
 # what sentences without a number say
@@ -2162,6 +2184,7 @@ NUMBER_WORDS = word_list("no one two three four five six seven eight nine ten el
 BILLS = 5, 10, 20, 50, 100, 500, 1000, 5000
 EACH = "each", "every", "per"
 THEM = "the {T}", "the {T}", "them"
+THEM_NOW = {"now": "all the {T}", "left": "the remaining {T}"}  # after a gain, after a loss
 NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
 NTH = dict(enumerate(word_list("third quarter fifth sixth seventh eighth ninth tenth"), 3))
 PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
