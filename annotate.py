@@ -107,9 +107,14 @@ class Thing:
 class Entity:
     """Whom or what a sentence is about."""
     name: str
-    sex: str = "it"  # he, she, it or they
+    sex: str = "it"  # he, she, it or they; I, we
     first: str = ""  # how a story introduces it: "a farmer", "brother"; "-": never by a pronoun
     owner: "Entity" = None  # whose brother
+
+    @property
+    def many(self):
+        """Whether its verbs are those of many."""
+        return self.sex in ("they", "we", "I")
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Story:
         self.size = rng.choices((12, 20, 100, 1000, 10_000, 1_000_000), (14, 22, 36, 16, 6, 6))[0]
         self.facts, self.steps, self.people = [], [], []
         self.mixed = False    # whether it tells of several things
-        self.changed = ""     # "now" if something has just been gained, "left" if lost
+        self.changed = ""     # "now" if of the quantity something has just been gained, "left" if lost
         self.ordered = False  # whether its facts must stay in their order
         self.ways = []        # "S", "tail" or "T": how the quantities differ that it has compared
         self.compared = None  # with what the last step compared, and in which way they differ
@@ -178,19 +183,27 @@ class Story:
 
     def person(self):
         sex = self.pick(("he", "she"))
-        if self.chance(0.07) and not self.words.made_up_names:
+        draw = 1 if self.words.made_up_names else self.rng.random()
+        if draw < 0.07:
             title = "Mr." if sex == "he" else self.pick(("Mrs.", "Ms."))
             name = self.words.new(lambda: f"{title} {self.pick(SURNAMES)}")
+        elif draw < 0.12:
+            name = self.words.new(lambda: self.pick(FAMILY[sex]))
         else:
             name = self.words.name(sex)
         self.people.append(Entity(name, sex))
         return self.people[-1]
 
+    def someone(self):
+        """Mostly a person with a name, else "I" or "we"."""
+        word = self.pick(("I", "I", "we"))
+        return Entity(word, word, "-") if self.chance(0.08) else self.person()
+
     def holder(self):
-        """Who has things: mostly a person with a name, else a farmer, a shop."""
+        """Who has things: as `someone`, or a farmer, a shop."""
         draw = self.rng.random()
         if draw < 0.8:
-            return self.person()
+            return self.someone()
         word = self.pick(PEOPLE if draw < 0.9 else PLACES)
         sexes = {"boy": "he", "man": "he", "girl": "she", "woman": "she", "fisherman": "he", "postman": "he"}
         sex = "it" if draw >= 0.9 else sexes.get(word, self.pick(("he", "she")))
@@ -369,10 +382,11 @@ DRAW = {  # drawn where a wording or an equation has them
     "m": lambda story, f: story.amount(2, 60 if story.size <= 1000 else None),
     "r": lambda story, f: story.rng.randint(2, 10) if f["T"].one == "hour" else story.amount(2, 2000),
     "p": lambda story, f: story.price(),
+    "f": lambda story, f: story.price(),
     "s": lambda story, f: f["n"] * f["p"],
     "t": lambda story, f: f["n"] * f["m"],
     "u": lambda story, f: f["n"] * f["r"],
-    "i": lambda story, f: story.pick([bill for bill in BILLS if bill > f["a"]][:2]),
+    "i": lambda story, f: story.pick([bill for bill in BILLS if bill > f.get("x", f["a"])][:2]),
     # verbs, people, things
     "GET": lambda story, f: story.verb(GAINS, f["T"], f["S"]),
     "LOSE": lambda story, f: story.verb(LOSSES, f["T"], f["S"]),
@@ -383,19 +397,23 @@ DRAW = {  # drawn where a wording or an equation has them
     "friends": lambda story, f: Thing(story.pick(SHARERS)),
     "groups": lambda story, f: story.container(f["T"]),
     "things": lambda story, f: story.thing(),
+    "things2": lambda story, f: story.thing(),
     "T2": lambda story, f: story.second_thing(f["T"]),
     "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
     "money": lambda story, f: DOLLARS,
     "days": lambda story, f: Thing("day"),
     "weeks": lambda story, f: Thing("week"),
-    "age": lambda story, f: story.rng.randint(6, 60),
+    "age": lambda story, f: story.rng.randint(6, 60) if f["S"] in (None, *story.people) else None,
+    "clock": lambda story, f: str(story.rng.randint(1, 12)),
     # texts
-    "T1": lambda story, f: f["T"].one,
+    "T1": lambda story, f: None if f["T"].money else f["T"].one,
     "a_T1": lambda story, f: article(f["T"].one),
     "friend": lambda story, f: f["friends"].one,
     "group": lambda story, f: f["groups"].one,
     "thing": lambda story, f: f["things"].one,
     "a_thing": lambda story, f: article(f["things"].one),
+    "thing2": lambda story, f: f["things2"].one,
+    "a_thing2": lambda story, f: article(f["things2"].one),
     "unit": lambda story, f: f["units"].one,
     "many": lambda story, f: "much money" if f["T"].money else f"many {f['T']}",
     "number": lambda story, f: "amount of money" if f["T"].money else f"number of {f['T']}",
@@ -419,6 +437,8 @@ DRAW = {  # drawn where a wording or an equation has them
     "adjectives": lambda story, f: [thing.adjective for thing in with_adjectives(story, f["T"])],
     "adj": lambda story, f: f["adjectives"][0],
     "adj2": lambda story, f: f["adjectives"][1],
+    "adj3": lambda story, f: f["adjectives"][2] if len(f["adjectives"]) > 2 else None,
+    "adj1": lambda story, f: f["T"].adjective or None,
     "rest": lambda story, f: story.pick(("the rest", "the others", "all the others", "the remaining {T}")),
     "now_g": lambda story, f: story.pick(NOW_HAS).replace("#", "{g T}"),
     "now_l": lambda story, f: story.pick(NOW_HAS).replace("#", "{l T}"),
@@ -466,7 +486,7 @@ def open_own(story):
 
 def open_act(story):
     """Tom reads 5 pages on Monday."""
-    quantity = Quantity("act", story.person(), *story.pick(ACTS))
+    quantity = Quantity("act", story.someone(), *story.pick(ACTS))
     if story.chance(0.3):
         return quantity
     story.tense = "past"
@@ -491,12 +511,12 @@ def open_there(story):
 
 def open_money(story):
     """Tom has $5."""
-    return Quantity("money", story.person(), "have", DOLLARS)
+    return Quantity("money", story.someone(), "have", DOLLARS)
 
 
 def open_spent(story):
     """Tom spends $14 on a hat."""
-    return Quantity("spent", story.person(), "spend", DOLLARS)
+    return Quantity("spent", story.someone(), "spend", DOLLARS)
 
 
 def open_price(story):
@@ -547,7 +567,7 @@ def open_crowd(story):
 
 def open_shop(story):
     """Tom buys pens."""
-    return Quantity("shop", story.person(), "buy", DOLLARS)
+    return Quantity("shop", story.someone(), "buy", DOLLARS)
 
 
 def open_rate(story):
@@ -557,7 +577,7 @@ def open_rate(story):
     if story.chance(0.4):
         (verb, thing), unit = story.pick(ACTS), story.pick(("day", "day", "day", "week", "month"))
     vehicle = Entity(f"the {story.pick(('train', 'plane', 'bus', 'car', 'ship'))}")
-    who = vehicle if verb == "travel" else story.person()
+    who = vehicle if verb == "travel" else story.someone()
     return Quantity("rate", who, verb, thing, extra={"units": Thing(unit)})
 
 
@@ -569,10 +589,18 @@ def open_parts(story):
     return Quantity(form, story.person(), T=Thing(name), extra={"e": int(n), "parts": Thing(part)})
 
 
+def open_field(story):
+    """A garden is 5 meters long and 4 wide."""
+    story.size = min(story.size, 200)
+    field = story.pick(FIELDS)
+    return Quantity("field", Entity(f"the {field}", "it", article(field)), "be",
+                    Thing(story.pick(("meter", "foot", "yard"))))
+
+
 OPENINGS = {  # how often one begins a problem of one step, and one of several
     open_own: (50, 64), open_act: (11, 11), open_there: (16, 12), open_money: (6, 6), open_be: (7, 5),
     open_groups: (8, 6), open_shop: (10, 10), open_rate: (10, 7), open_price: (4, 2), open_spent: (6, 8),
-    open_crowd: (2, 2), open_parts: (2, 1)}
+    open_crowd: (2, 2), open_parts: (2, 1), open_field: (2, 2)}
 
 
 # ---- the template teacher: how a story goes on -------------------------------------------------------------
@@ -587,7 +615,7 @@ GIVES = {  # the quantity that a kind gives, of the one that it has taken and it
     "content": lambda old, f: Quantity("own", old.S, "have", f["content"]),
     "end": lambda old, f: old,
 }
-LAST = "end", "difference", "part", "two"  # a story ends with what these kinds give
+LAST = "end", "difference", "part", "two", "three"  # a story ends with what these kinds give
 
 
 def go_on(story, quantity):
@@ -598,7 +626,7 @@ def go_on(story, quantity):
         if not kind.takes[0].endswith("?"):
             story.tell_quantity(quantity)
     go = {"other": relate, "part": other_part, "joint": put_together, "difference": put_together,
-          "two": ask_about_two}.get(kind.gives, happen)
+          "two": ask_about_two, "three": add_three}.get(kind.gives, happen)
     return go(story, kind, quantity)
 
 
@@ -607,9 +635,10 @@ def happen(story, kind, quantity):
     fields = Fields(story, quantity)
     for equation, asks in kind.steps:  # this draws the numbers that are told
         value = story.find(equation, asks, fields)
-        story.changed = asks if asks in THEM_NOW else story.changed
     if kind.say:
         story.tell(kind.name, kind.say, fields)
+    for _, asks in kind.steps:
+        story.changed = asks if asks in THEM_NOW else story.changed
     return replace(GIVES[kind.gives](quantity, fields), value=value)
 
 
@@ -673,7 +702,7 @@ def reference(story, quantity, way):
     if quantity.form == "price":
         return {"ref": ref, "one": ref}
     verb = "have" if quantity.V == "have" else "do"
-    return {"ref": ref, "one": ref, "do": conjugate(verb, story.tense, quantity.S.sex == "they")}
+    return {"ref": ref, "one": ref, "do": conjugate(verb, story.tense, quantity.S.many)}
 
 
 def relate(story, kind, quantity):
@@ -693,7 +722,7 @@ def relate(story, kind, quantity):
     if follows and (way == "S" or kind.backwards):
         fields["brief"] = ""
     story.tell(kind.name, kind.say, fields, place=0 if is_first else None)
-    story.compared = quantity, way
+    story.compared, story.changed = (quantity, way), ""
     return replace(other, value=value)
 
 
@@ -704,8 +733,12 @@ def put_together(story, kind, quantity):
     if kind.say:
         other, way = other_quantity(story, quantity)
         other = with_value(story, other)
-        story.tell_quantity(other)
         two = quantity, other
+        if way == "T" and not story.steps and quantity.form != "price" and story.chance(0.4):
+            del story.facts[-1]  # it is told again, with the other
+            tell_row(story, two, "2 T there" if quantity.form == "there" else "2 T")
+        else:
+            story.tell_quantity(other)
     else:
         require(story.compared)
         other, way = story.compared
@@ -720,6 +753,7 @@ def put_together(story, kind, quantity):
         require(last or joint.T.one != "thing" and joint.form not in ("age", "weigh"))
         require(joint.form != "age" or quantity.S in story.people)
         story.ordered |= story.steps_left > 1
+        story.changed = ""
         fields = Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail)
         if way == "S" and len(story.people) == 2:
             fields["both"] = story.pick(("both", "the two"))
@@ -761,15 +795,7 @@ def ask_about_two(story, kind, quantity):
         if story.chance(0.5):
             two, way = story.pick(table), "T"
     else:
-        row.append(with_value(story, other_quantity(story, row[-1], only=way)[0]))
-        require({*story.ways} == {way})  # no other day or thing is left out
-        told_by = f"3 {way}{there}"
-        if is_new and told_by in TELL and story.chance(0.6):
-            del story.facts[-1]
-            tell_row(story, row, told_by)
-        else:
-            for one in row[1:]:
-                story.tell_quantity(one)
+        row.append(tell_two_more(story, quantity, row[1], way))
         two = story.rng.sample(row, 2) if is_new else [quantity, story.pick(row[1:])]
     (equation, asks), = kind.steps
     if asks == "diff":
@@ -777,6 +803,41 @@ def ask_about_two(story, kind, quantity):
     else:
         joint, tail = join_quantities(story, *two, way, alone=False)
         story.find(equation, asks, Fields(story, joint, a=two[0].value, b=two[1].value, tail=tail))
+    return quantity
+
+
+def tell_two_more(story, quantity, second, way):
+    """Tell two more quantities beside one: another day, person or thing each. Returns the third."""
+    third = with_value(story, other_quantity(story, second, only=way)[0])
+    require({*story.ways} == {way})  # no other day or thing is left out
+    told_by = f"3 {way}"
+    if not story.steps and told_by in TELL and quantity.form != "there" and story.chance(0.6):
+        del story.facts[-1]  # it is told again, in one sentence with these
+        tell_row(story, [quantity, second, third], told_by)
+    else:
+        story.tell_quantity(second)
+        story.tell_quantity(third)
+    return third
+
+
+def add_three(story, kind, quantity):
+    """Pages on Monday, Tuesday and Friday: how many in all? Tom's, Ann's and Bob's: how many together?"""
+    other, way = other_quantity(story, quantity)
+    second = with_value(story, other)
+    third = tell_two_more(story, quantity, second, way)
+    story.ordered = True
+    (first, asks), (last, total) = kind.steps
+    two, tail = join_quantities(story, quantity, second, way, alone=False)
+    value = story.find(first, asks, Fields(story, two, b=second.value, a=quantity.value, tail=tail))
+    whole, tail = join_quantities(story, quantity, second, way)
+    if way == "S":
+        they = "they" if len(story.people) == 3 and story.chance(0.5) else ""
+        names = join([one.S.name for one in (quantity, second, third)])
+        whole = replace(whole, S=Entity(names, "they", they))
+    elif way == "T" and whole.T.one == "thing":
+        names = join(sorted(str(one.T) for one in (quantity, second, third)))
+        whole = replace(whole, T=Thing("thing", names))
+    story.find(last, total, Fields(story, whole, x=value, c=third.value, tail=tail))
     return quantity
 
 
@@ -845,6 +906,8 @@ class Speaker:
         return self.inflected(entity, entity.name, case)
 
     def inflected(self, entity, name, case):
+        if entity.sex in ("I", "we"):
+            return PRONOUNS[entity.sex][case]
         return name + ("'" if entity.sex == "they" and entity.name.endswith("s") else "'s") * (case == "'s")
 
     def number(self, value):
@@ -959,7 +1022,7 @@ def fill(wording, fields, tense, now, speaker):
     def form_of(match):
         mark, verb = match.groups()
         verb = fields[verb] if verb.isupper() and verb != "DO" else verb
-        many = "+" in mark or "-" not in mark and bool(subject) and subject.sex == "they"
+        many = "+" in mark or "-" not in mark and bool(subject) and subject.many
         return conjugate(verb, now if "!" in mark else tense, many)
 
     for _ in range(2):  # what stands for a field may have fields itself
@@ -1041,8 +1104,8 @@ def write_question(story, narrator, tense):
 
 def decapital(text, story):
     """A sentence as the rest of a longer one: "He eats" -> "he eats", but "Tom eats"."""
-    names = {one.name.split("'")[0].split(" ")[0] for one in story.people}
-    return text if re.match(r"\w*", text)[0] in names else uncapital(text)
+    names = {re.match(r"\w*", one.name)[0] for one in story.people}
+    return text if re.match(r"\w*", text)[0] in {"I", *names} else uncapital(text)
 
 
 def write_text(story):
@@ -1061,8 +1124,13 @@ def write_text(story):
         text = fill(wording, fact.fields, story.tense, story.now, narrator)
         text = re.sub(r"(?<=\. )[a-z]", lambda m: m[0].upper(), text)
         narrator.end(subject)
+        others = goes_on and opening and not fit and not aside and subject and " and " not in sentences[-1]
         if joined:
             sentences[-1] = f"{sentences[-1][:-1]} and {text}"
+        elif text.startswith("which"):
+            sentences[-1] = f"{sentences[-1][:-1]}, {text}"
+        elif others and rng.random() < 0.15:  # "Tom has 5, and Ann has 3 more."
+            sentences[-1] = f"{sentences[-1][:-1]}, and {decapital(text, story)}"
         else:
             sentences.append(capital(text))
         goes_on = opening and not joined and not aside and wording.count(".") == 1
@@ -1193,11 +1261,11 @@ def tidy(text):
 TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told, by its form; asides; tell_row
     "own": """{S} ([have]|[own]) {a T}. | {S} [have] a {box} with {a T}. | There [+be] {a T} in {S:'s}
         {box}. | In {S:'s} {box} there [+be] {a T}. | {S} [keep] {a T} in a {box}. | {S} ([start] with|[have]
-        a collection of) {a T}.""",
+        a collection of) {a T}. | {S}, who [be] {age}, [have] {a T}. | {S} already [have] {a T}.""",
     "act": """{S} [V] {a T} {tail}. | {Tail}, {S} [V] {a T}. | {Tail} {S} [V] {a T}. | {S} [V] exactly {a T}
         {tail}.""",
     "there": """There [+be] {a T} {tail}. | {Tail} there [+be] {a T}. | {a T} [+be] {tail}. | Someone [-count]
-        {a T} {tail}. | {Tail}, {a T} [+can] be seen.""",
+        {a T} {tail}. | {Tail}, {a T} [+can] be seen. | At {clock} o'clock there [+be] {a T} {tail}.""",
     "money": """{S} [have] {a T}. | {S} [have] ({a T} in {his} pocket|saved {a T}). | There [-be] {a T}
         in {S:'s} purse. | {S} [start] with {a T}. | {S} [carry] {a T} with {him}. | In {S:'s} wallet there
         [-be] {a T}.""",
@@ -1214,10 +1282,11 @@ TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told,
     "unneeded": """{S} also [have] {b things}. | {O} [-have] {b things}. | {S} [have] {b things} too. | {S}
         [be] {age} years old. | {S} [live] at house number {y}. | {S} [have] {y} cousins. | It [-be] {y}
         degrees outside. | The shop [-be] {y} miles away. | {S} [have] {y} neighbors.""",
-    "2 T": """{S} [V] {a T} and {b T2} {tail}. | {S} [V] {a T} {tail} and {b T2}. | {S} [V] {a T} {tail}. {S}
-        also [V] {b T2}. | {S} [V] {a T} {tail}, and also {b T2}.""",
-    "2 T there": """There [+be] {a T} and {b T2} {tail}. | {Tail} there [+be] {a T} and {b T2}. | {a T} and
-        {b T2} [+be] {tail}. | Someone [-count] {a T} and {b T2} {tail}.""",
+    "2 T": """{S} [V] {a T} and {b T2} {tail}. | {S} [V] {a} {adj1} and {b T2} {tail}. | {S} [V] {a T} {tail}
+        and {b T2}. | {S} [V] {a T} {tail}. {S} also [V] {b T2}. | {S} [V] {a T} {tail}, and also {b T2}.""",
+    "2 T there": """There [+be] {a T} and {b T2} {tail}. | There [+be] {a} {adj1} and {b T2} {tail}. | {Tail}
+        there [+be] {a T} and {b T2}. | {a T} and {b T2} [+be] {tail}. | Someone [-count] {a T} and {b T2}
+        {tail}.""",
     "3 T": """{S} [V] {a T}, {b T2} and {c T3}. | {S} [V] {a T}, {b T2}, and {c T3}. | {S} [V] {a T}. {S} also
         [V] {b T2} and {c T3}. | {S} [V] {a T} and {b T2}. {S} also [V] {c T3}.""",
     "3 tail": """{S} [V] {a T} {tail}, {b T} {tail2} and {c T} {tail3}. | {S} [V] {a T} {tail}, {b} {tail2},
@@ -1282,12 +1351,27 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         away? | How many {T} [DO] {S} not need?""",
     "in each": """How many {T} and {T2} [+be] there {at} (each|every|one) {group}? | How many {T} and {T2}
         [-DO] each {group} have?""",
+    "each has": "How many {T} and {T2} [-DO] each {friend} have?",
     "both in all": """How many {T} and {T2} [+be] there (in all|altogether|in total|)? | What [-be] the total
         number of {T} and {T2}?""",
     "are given": "How many {T} [DO] {S} get from them?",
     "they have": """How many {T} [DO] {S} have (in all|altogether|together|in total|)? | What [-be] the total
         number of {T}? | How many {T} [-be] that (in all|altogether)? | Find how many {T} {S} [have] (in
         all|altogether).""",
+    "the others": "How many {T} [+be] not {adj}?",
+    "third kind": """How many {adj3} {T} [+be] there? | How many of the {T} [+be] {adj3}? | How many {T} [+be]
+        {adj3}?""",
+    "pay in the end": """How much [DO] {S} pay in the end? | How much (money|) [DO] {S} (have to|still have
+        to) pay? | What [DO] {S} pay in the end?""",
+    "in other time": """How many {T} [DO] {S} {V} in {w units}? | In {w units}, how many {T} [DO] {S} {V}? |
+        At that rate, how many {T} [DO] {S} {V} in {w units}?""",
+    "each part": "How long [-be] each (part|piece)? | How many {T} long [-be] each (part|piece)?",
+    "both sides": "How long are two sides together?",
+    "around": """How long [-be] a fence around {S:him}? | What [-be] the perimeter of {S:him}? | How many {T}
+        [-be] it (all the way|) around {S:him}? | How many {T} of (rope|fence) [+be] needed to go around
+        {S:him}?""",
+    "area": """What [-be] the area of {S:him} (|in square {T})? | How many square {T} [-DO] {S:him} cover? |
+        Find the area of {S:him}.""",
     "lost": """How many {T} [DO] {S} {LOSE}? | What number of {T} [DO] {S} {LOSE}? | How many of the {T} [DO]
         {S} {LOSE}? | Find how many {T} {S} [LOSE].""",
     "came": "How many {T} [+COME]? | What number of {T} [+COME]? | How many more {T} [+COME]?",
@@ -1353,6 +1437,7 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "form groups": """How many groups [+be] there? | How many groups [-be] that? | How many groups [+DO] the
         {T} form?""",
     "rows": "How many rows [+be] there? | How many rows [-be] that? | What [-be] the number of rows?",
+    "pairs": "How many pairs [+be] there? | How many pairs [-be] that? | What [-be] the number of pairs?",
     "in a group": """How many {T} [+be] there in (each|one) group? | How many {T} [+be] in (each|every) group?
         | What [-be] the number of {T} in each group?""",
     "weeks": """How many {units} [DO] {S} need for that? | How many {units} [-will] it take {S:him}? | For how
@@ -1373,6 +1458,10 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         dollars [DO] {S} spend? | What [DO] {S} pay? | How much (money|) [DO] {S} spend (in all|)?""",
     "spend in all": """How much (money|) [DO] {S} spend in all? | How much [DO] {S} pay (in all|altogether)? |
         What [DO] {S} pay in all? | How much [DO] {S} spend (in total|altogether)?""",
+    "pay for others": """How much (money|) [DO] {S} spend on the {things2}? | How much [DO] {S} pay for the
+        {things2}?""",
+    "get for": "How much money [DO] {S} get for the {things}?",
+    "get for others": "How much money [DO] {S} get for the {things2}?",
     "spend more": """How much more (money|) [DO] {S} spend on {the_item2} than on {the_item}? | How many more
         dollars [DO] {S} spend on {the_item2} than on {the_item}?""",
     "one costs": """How much [-DO] one {thing} cost? | What [-be] the price of one {thing}? | How much [-DO]
@@ -1383,6 +1472,9 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {S} get?""",
     "in time": """How many {T} [DO] {S} {V} in {n units}? | In {n units}, how many {T} [DO] {S} {V}? | How
         many {T} [will] {S} {V} in {n units}?""",
+    "rate of the other": "How many {T} [-DO] {O} {V} {per}?",
+    "other in time": """How many {T} [-DO] {O} {V} in {n units}? | In {n units}, how many {T} [-DO] {O} {V}? |
+        What number of {T} [-DO] {O} {V} in {n units}?""",
     "takes": """How many {units} [DO] {S} need for that? | How many {units} [-DO] it take {S:him}? | In how
         many {units} [DO] {S} do that?""",
     "rate": """How many {T} [DO] {S} {V} each {unit}? | How many {T} [DO] {S} {V} (per {unit}|in one
@@ -1403,6 +1495,10 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
         {n things}? | What ([+DO]|would) {n things} cost? | How much money [DO] {S} need for {n things}?""",
     "cost of others": """How much ([+DO]|would) {w things} cost (|at the same price)? | At the same price, how
         much [+DO] {w things} cost? | How much money [DO] {S} need for {w things}?""",
+    "cost of the others": "How much [+DO] {w things2} cost?",
+    "cost of both": """How much ([+DO]|would) {n things} and {w things2} cost (|together|in all|altogether)? |
+        What [+DO] {n things} and {w things2} cost (|together|in all)? | How much [DO] {S} pay for {n things}
+        and {w things2}? | How much money [DO] {S} need for {n things} and {w things2}?""",
     "one alone": "How many {T} [-DO] one {friend} {V}?",
     "one alone money": "How much money [-DO] one {friend} {V}?",
     "all of them": """How many {T} [+DO] the {friends} {V} (together|in all|altogether|)? | What [-be] the
@@ -1454,29 +1550,29 @@ COMPARED = {
         {S} [V] (|exactly) # as {many} {tail} as {ref:him}. | {S} [V] # the {number} that {ref} {do} {tail}. |
         {Tail}, {S} [V] # as {many} as {ref:him}. | {S} [V] # as {many} {tail} as {ref} {do}. | {brief}{S} [V]
         # as {many} {tail}.""", """
-        {brief}(That|This) [-be] # than {ref} {do} {tail}. | {brief}That [-be] # than {ref:him}.""", """
-        {brief}(That|This) [-be] (|exactly) # as {many} as {ref} {do} {tail}. | {brief}That [-be] # as {many}
-        as {ref:him}."""),
+        {brief}(That|This|which) [-be] # than {ref} {do} {tail}. | {brief}That [-be] # than {ref:him}.""", """
+        {brief}(That|This|which) [-be] (|exactly) # as {many} as {ref} {do} {tail}. | {brief}That [-be] # as
+        {many} as {ref:him}."""),
     "there": ("there ", """
         There [+be] # {tail} than {ref:him}. | {Tail} there [+be] # than {ref:him}. | # than {ref:him}
         [+be] {tail}. | {Tail}, # than {ref:him} [+can] be seen.""", """
         There [+be] (|exactly) # as many {T} {tail} as {ref:him}. | {Tail} there [+be] # as many {T} as
         {ref:him}. | # as many {T} as {ref:him} [+be] {tail}.""", """
-        {brief}(That|This) [-be] # than {ref:him}.""", """
-        {brief}(That|This) [-be] (|exactly) # as many {T} as {ref:him}."""),
+        {brief}(That|This|which) [-be] # than {ref:him}.""", """
+        {brief}(That|This|which) [-be] (|exactly) # as many {T} as {ref:him}."""),
     "price": ("costs ", """
         {S} [cost] # than {ref:him}. | Compared with {one:him}, {S} [cost] #. | One [-pay] # for {S} than for
         {ref:him}. | The price of {S:him} [-be] # than that of {ref:him}.""", """
         {S} [cost] (|exactly) # as much as {ref:him}. | The price of {S:him} [-be] # as high as that of
         {ref:him}. | {S} [be] # as expensive as {ref:him}.""", """
-        {brief}(That|This) [-be] # than {ref} [-cost]. | {brief}That [-be] # than the price of {ref:him}.
+        {brief}That [-be] # than {ref} [-cost]. | {brief}That [-be] # than the price of {ref:him}.
         """, """
-        {brief}(That|This) [-be] (|exactly) # as much as {ref} [-cost]."""),
+        {brief}That [-be] # as much as {ref} [-cost]."""),
     "be age weigh": ("is ", """
         {S} [be] # than {ref:him}. | {S} [be] # than {ref} [-be]. | Compared with {one:him}, {S} [be]
         #. | {brief}{S} [be] #.""", """
         {S} [be] (|exactly) # as {adj} as {ref:him}. | {S} [be] # as {adj} as {ref} [-be]. | The {side} of
-        {S:him} [-be] # that of {ref:him}. | {brief}{S} [be] # as {adj}.""", """
+        {S:him} [-be] # that of {ref:him}. | {S} [be] # {ref:'s} {side}. | {brief}{S} [be] # as {adj}.""", """
         {brief}That [-make] {S:him} # than {ref:him}.""", """
         {brief}That [-make] {S:him} (|exactly) # as {adj} as {ref:him}.""")}
 
@@ -1546,26 +1642,29 @@ KINDS = [
         T} [+GO] and (later|{later}) {v} more [+GO]. | After {l of T} [+GO], another {v} [+GO]."""),
     kind("go and come", "there", "there", 20, "a - l: before the last; x + b: now", """
         {l of T} [+GO], and (|then|later|{later}) {b added T} [+COME]. | (After|When) {l of T} [+GO],
-        {b added T} [+COME]."""),
+        {b added T} [+COME]. | {l} [+GO] and {b} [+COME]."""),
     kind("come and go", "there", "there", 20, "a + b: before the last; x - v: left", """
         {b added T} [+COME], and (|then|later|{later}) {v T} [+GO]. | (After|When) {b added T} [+COME],
-        {v T} [+GO]."""),
+        {v T} [+GO]. | {b} [+COME] and {v} [+GO]."""),
     kind("spends twice", "money", "money", 40, "a - l: before the last; x - v: left", """
         {S} [buy] {item} for {l T} and {item2} for {v T}. | {S} [spend] {l T} on {item} and {v T} on {item2}.
         | {S} [pay] {l T} for {item} and {v T} for {item2}. | {Item} [-cost] {S:him} {l T} and {item2} {v T}.
         | {S} [buy] {item} and {item2}. {The_item} [-cost] {l T} and {the_item2} [-cost] {v T}."""),
     kind("gains some", "own", "end", 26, "g - a: got", """
-        {S} [GET] some more {T} (|{where}). {Now_g}. | Then {S} [GET] a few more {T}. {Now_g}. | After {S}
-        [GET] some more {T}, {S} [have] {g T}. | {S} [GET] some other {T}. {Now_g}."""),
+        {S} [GET] some more {T} (|{where}). {Now_g}. | {Now_g}. | Then {S} [GET] a few more {T}. {Now_g}. |
+        After {S} [GET] some more {T}, {S} [have] {g T}. | {S} [GET] some other {T}. {Now_g}."""),
     kind("loses some", "own", "end", 26, "a - l: lost", """
-        {S} [LOSE] some of the {T} (|{where}). {Now_l}. | Then {S} [LOSE] some {T}. {Now_l}. | After {S}
-        [LOSE] some of the {T}, {S} [have] {l T} left. | {S} [LOSE] a few of the {T}. {Now_l}."""),
+        {S} [LOSE] some of the {T} (|{where}). {Now_l}. | Now {S} [!have] only {l} left. | Then {S} [LOSE]
+        some {T}. {Now_l}. | After {S} [LOSE] some of the {T}, {S} [have] {l T} left. | {S} [LOSE] a few of
+        the {T}. {Now_l}."""),
     kind("some come", "there", "end", 18, "g - a: came", """
-        Some more {T} [+COME]. Now there [!+be] {g T}. | Then more {T} [+COME]. Now {g T} [!+be] {tail}. |
-        (Later|{Later},) some more [+COME]. After that there [+be] {g T}."""),
+        Some more {T} [+COME]. Now there [!+be] {g T}. | Now there [!+be] {g T} {tail}. | Then more {T}
+        [+COME]. Now {g T} [!+be] {tail}. | (Later|{Later},) some more [+COME]. After that there [+be] {g
+        T}."""),
     kind("some go", "there", "end", 18, "a - l: went", """
-        Some of them [+GO]. Now there [!+be] {l T}. | Then some of the {T} [+GO]. Now {l T} [!+be] left. |
-        (Later|{Later},) a few of them [+GO]. After that there [+be] {l T}."""),
+        Some of them [+GO]. Now there [!+be] {l T}. | Now (only|just) {l T} [!+be] left. | Then some of the
+        {T} [+GO]. Now {l T} [!+be] left. | (Later|{Later},) a few of them [+GO]. After that there [+be] {l
+        T}."""),
     kind("had before a loss", "own?", "end", 36, "b + c: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. {Now_c}. | {S} ([have] a {box} of|[own] some) {T}. {S}
         [give] {b} of them to {O}. {Now_c}. | After {S} [LOSE] {b T}, {S} [have] {c T} left. | {S} [have] some
@@ -1597,6 +1696,9 @@ KINDS = [
         {S} [have] some {T}. {S} [LOSE] {y of T} and then {b} more. {Now_c}. | {S} [have] some {T}. {S} [give]
         {y} of them to {O} and [LOSE] {b} more. {Now_c}. | After {S} [LOSE] {y T} and then another {b}, {S}
         [have] {c T} left."""),
+    kind("the same again", "own", "own", 10, "a * h: now", """
+        {S} [GET] (the same number|as many) (|once) again. | Then {S} [GET] (the same number|as
+        many) once more."""),
     kind("loses half", "own", "own", 10, "a / h: left", """
         {S} [LOSE] half of the {T}. | Then {S} [LOSE] half of {them}. | {S} [give] half of {them} to {O}. |
         {Where}, {S} [LOSE] half of {them}."""),
@@ -1611,8 +1713,8 @@ KINDS = [
         {m T} from each of the {n friends}. | {n friends} [+bring] {S:him} {m T} each."""),
     kind("gives each", "own", "own", 22, "n * m: gave; a - x: left", """
         {S} [give] {m T} (to each of|each to) {n friends}. | Then {S} [give] each of the {n friends} {m T}. |
-        {S} [hand] {m T} to each of the {n friends}. | ({n friends} [+get] {m T} each|Each of the {n friends}
-        [-get] {m T}) from {S:him}."""),
+        {S} [hand] {m T} to each of the {n friends}. | {n friends} each [+take] {m} of the {T}. | ({n
+        friends} [+get] {m T} each|Each of the {n friends} [-get] {m T}) from {S:him}."""),
     kind("loses so long", "own", "own", 40, "n * m: lost; a - x: left", """
         {S} [LOSE] {m T} {per} for {n units}. | (Each|Every) {unit}, {S} [LOSE] {m of T}, for {n units}. | For
         {n units}, {S} [LOSE] {m T} {per}."""),
@@ -1653,15 +1755,20 @@ KINDS = [
     kind("other part", "own? act? there?", "part", 60, "g - a: same", """
         {Has} {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {a T} {tail}. {Has} {g whole} {whole_tail}
         in all. | {Has} a total of {g whole} {whole_tail}. {Has} {a T} {tail}. | {Has} {g whole} {whole_tail}.
-        {a} of them [+be] {of_kind}. | {Has} {g whole} {whole_tail}. Of these, {a} [+be] {of_kind}."""),
+        {a} of them [+be] {of_kind}. | {Has} {g whole} {whole_tail}. Of these, {a} [+be] {of_kind}. | Of
+        {g whole} {whole_tail}, {a} [+be] {of_kind}."""),
     kind("rest", "own there", "end", 16, "a - l: other kind", """
         {l} of {them} [+be] {adj}. {Rest} [+be] {adj2}. | {l} of the {T} [+be] {adj} and the rest
         [+be] {adj2}. | (Of these|Among them), {l} [+be] {adj}. {Rest} [+be] {adj2}."""),
+    kind("rest of three kinds", "own there", "end", 60, "a - l: the others; x - v: third kind", """
+        {l} of {them} [+be] {adj}, {v} [+be] {adj2} and {rest} [+be] {adj3}. | (Of these|Among them), {l}
+        [+be] {adj} and {v} [+be] {adj2}. {Rest} [+be] {adj3}."""),
     kind("share of a kind", "own there", "end", 14, "a / q: kind", """
         (A|One|Exactly one) {q nth} of ({them}|the {T}) [+be] {adj}."""),
     kind("half of a kind", "own there", "end", 10, "a / h: kind", """
         (Half|Only half|Exactly half) of ({them}|the {T}) [+be] {adj}."""),
-    # several are told, two are asked for: see ask_about_two
+    # three are told and put together: see add_three; several are told, two are asked for: see ask_about_two
+    kind("three in all", "own act there money", "three", 50, "a + b: two; x + c: total", "@"),
     kind("two of several", "own act there money price age weigh", "two", 60, "a + b: two", "@"),
     kind("two of several differ", "own act there money price be age weigh", "two", 60, "a - b: diff", "@"),
     kind("one of two things", "own", "end", 16, "a - l: lost", """
@@ -1733,6 +1840,13 @@ KINDS = [
     kind("dozens", "own?", "own", 10, "n * 12: have", """
         {S} ([have]|[own]) {n} dozen {T}. | {S} ([buy]|[get]) {n} dozen {T} {where}. | (There [+be]|Someone
         [-put]) {n} dozen {T} in {S:'s} {box}."""),
+    kind("groups and single ones", "own?", "own", 20, "n * m: have; x + b: now", """
+        {S} [have] {n groups} (of|with) {m T} each and {b} (more|loose|single) {T}. | {S} [have] {n groups}
+        with {m T} in each, plus {b more T}. | {S} already [have] {b T}. Then {S} [GET] {n groups} of
+        {m}."""),
+    kind("two for each person", "crowd?", "end", 12, "m + c: each has; n * x: both in all", """
+        Each of the {n friends} ([-have]|[-bring]|[-get]) {m T} and {c T2} {where}. | {n friends}
+        ([+have]|[+get]) {m T} and {c T2} each."""),
     kind("contents", "boxes", "content", 200, "a * m: content", """
         There [+be] {m content} in (each|every) {T1}. | (Each|Every) {T1} ([-have]|[-contain]|[-hold])
         {m content}. | {m content} [+be] in each {T1}."""),
@@ -1754,6 +1868,8 @@ KINDS = [
     kind("form groups", "there", "end", 20, "a / d: form groups", """
         (The|All the) {T} [+form] groups of {d}. | (The|All the) {T} [+be] (split|put) into groups of {d}. |
         In each group there [+be] {d T}."""),
+    kind("form pairs", "there", "end", 8, "a / h: pairs", """
+        (The|All the) {T} ([+form] pairs|[+line] up in pairs). | The {T} [+be] (put|set|) in pairs."""),
     kind("form equal groups", "there", "end", 20, "a / d: in a group", """
         (The|All the) {T} [+form] {d} equal groups. | The {T} [+be] (split|put) equally into {d} groups. |
         There [+be] {d} groups, and each [-have] the same number of {T}."""),
@@ -1773,6 +1889,23 @@ KINDS = [
         {S} [BUY] {n things} (for|at) {p money} each. | {S} [BUY] {n things}. Each {thing} [-cost] {p money}.
         | {S} [BUY] {n things} that [+cost] {p money} each. | One {thing} [-cost] {p money} and {S} [BUY]
         {n things}. | (One|Each) {thing} [-cost] {p money}. {S} [BUY] {n things}."""),
+    kind("buys two at prices", "shop?", "spent", 160,
+         "n * p: pay; w * f: pay for others; s + x: spend in all", """
+        {S} [BUY] {n things} (for|at) {p money} each and {w things2} (for|at) {f money} each. | {S} [BUY]
+        {n things} and {w things2}. Each {thing} [-cost] {p money} and each {thing2} [-cost] {f money}. |
+        ({A_thing}|One {thing}) [-cost] {p money} and ({a_thing2}|one {thing2}) [-cost] {f money}. {S} [BUY]
+        {n things} and {w things2}. | {S} [BUY] {n things} that [+cost] {p money} each and {w things2} that
+        [+cost] {f money} each. | {Things} [+cost] {p money} each, {things2} {f money} each. {S} [BUY]
+        {n things} and {w things2}."""),
+    kind("sells two at prices", "shop?", "end", 50, "n * p: get for; w * f: get for others; s + x: earns", """
+        {S} [sell] {n things} (for|at) {p money} each and {w things2} (for|at) {f money} each. | {S} [sell]
+        {things} for {p money} each and {things2} for {f money} each. (|{Later},|That day) {S} [sell]
+        {n things} and {w things2}."""),
+    kind("cost of two kinds", "shop?", "end", 90,
+         "n * p: cost of; w * f: cost of the others; s + x: cost of both", """
+        ({A_thing}|One {thing}) [-cost] {p money} and ({a_thing2}|one {thing2}) [-cost] {f money} {store}. |
+        {Things} [+cost] {p money} each and {things2} (|[+cost]) {f money} each {store}. | {Store}, the price
+        of one {thing} [-be] {p money} and that of one {thing2} {f money}."""),
     kind("price of one", "shop?", "end", 30, "s / n: one costs", """
         {S} [pay] {s money} for {n things} {store}. | {S} [BUY] {n things} for {s money} {store}. | {S}
         [spend] {s money} on {n things} {store}. | {n things} [+cost] {S:him} {s money} (in all|altogether|).
@@ -1799,6 +1932,13 @@ KINDS = [
     kind("buys more at a price", "spent", "spent", 40, "n * p: pay; a + x: spend in all", """
         {S} (also|then) [buy] {n things} for {p T} each. | {S} [buy] {n things}. (Each|One) {thing} [-cost]
         {p T}. | {S} (also|) [buy] {n things} at {p T} each."""),
+    kind("pays less", "spent", "end", 24, "a - l: pay in the end", """
+        {S} [have] a coupon for {l T} off. | {S} [get] a discount of {l T}. | {S} [use] a gift card of {l T}.
+        | The shop [-take] {l T} off."""),
+    kind("pays a bill for", "shop?", "end", 40, "n * p: pay; i - x: change", """
+        {S} [give] the cashier {bill} for {n things} that [+cost] {p money} each. | {S} [pay] with {bill} for
+        {n things} at {p money} each. | {S} [BUY] {n things} for {p money} each with {bill}. | {S} [have]
+        {bill} and [BUY] {n things} at {p money} each."""),
     kind("splits the cost", "spent", "end", 30, "a / d: each pays", """
         {d friends} [+share] the cost (equally|evenly). | The cost [-be] (split|shared) equally among
         {d friends}. | {d friends} [+split] the cost evenly. | {d friends} [+pay] for it together, each the
@@ -1823,6 +1963,12 @@ KINDS = [
     kind("in so long", "rate?", "end", 26, "r * n: in time", """
         {S} [V] {r T} {per}. | {Each_unit}, {S} [V] {r T}. | {S} usually [V] {r T} {per}. | {S} [V] {r T} in
         one {unit}."""),
+    kind("more a day", "rate?", "end", 20, "r + b: rate of the other; x * n: other in time", """
+        {S} [V] {r T} {per}. {O} [-V] {b more T} {per} than {S:him}. | {S} [V] {r T} {per}, and {O} [-V]
+        {b more T} {per}. | {Each_unit}, {S} [V] {r T} and {O} [-V] {b more T}."""),
+    kind("times as many a day", "rate?", "end", 14, "r * k: rate of the other; x * n: other in time", """
+        {S} [V] {r T} {per}. {O} [-V] {k times} as {many} {per} as {S:him}. | {S} [V] {r T} {per}, and {O}
+        [-V] {k times} as {many}."""),
     kind("still to do", "rate?", "end", 40, "r * n: in time; g - x: need act", """
         {S} [have] to {V} {g T}. {S} [V] {r T} {per} for {n units}. | {S} [want] to {V} {g T} in all. For
         {n units}, {S} [V] {r T} {per}. | {S:'s} goal [-be] to {V} {g T}. {Each_unit}, {S} [V] {r T}, for
@@ -1837,6 +1983,12 @@ KINDS = [
     kind("how much a day", "rate?", "end", 26, "u / n: rate", """
         {S} [V] {u T} in {n units}. | In {n units}, {S} [V] {u T}. | It [-take] {S:him} {n units} to {V}
         {u T}. | {S} [V] {u T} in {n units}, the same number every {unit}."""),
+    kind("in another time", "rate?", "end", 20, "u / n: rate; x * w: in other time", """
+        {S} [V] {u T} in {n units}. | In {n units}, {S} [V] {u T}. | It [-take] {S:him} {n units} to {V}
+        {u T}."""),
+    kind("is paid for each", "act", "end", 14, "a * p: earns", """
+        {S} [get] {p money} for each {T1}. | For each {T1}, {S} [get] {p money}. | {S} [be] paid {p money} for
+        every {T1}. | {O} [-pay] {S:him} {p money} for each {T1}."""),
     kind("for so many weeks", "rate?", "act", 10, "w * 7: days; r * x: total", """
         {S} [V] {r T} (each|every|a) day for {w weeks}. | For {w weeks}, {S} [V] {r T} (each|every|a)
         day."""),
@@ -1856,6 +2008,19 @@ KINDS = [
     kind("is cut", "cut", "end", 60, "a / d: pieces", """
         {S} [be] cut into pieces of {d T}. | {O} [-cut] {S} into pieces of {d T} each. | {S} [be] cut into
         pieces, each {d T} long. | {O} [-divide] {S:him} into pieces of {d T}."""),
+    kind("rest is cut", "cut", "end", 30, "a - l: be now; x / z: each part", """
+        {O} [-cut] off {l T} and [-cut] the rest into {z} equal pieces. | First {l T} [+be] cut off, then the
+        rest [-be] cut into {z} equal parts."""),
+    # around a garden
+    kind("around", "field?", "end", 60, "a + b: both sides; x * h: around", """
+        {S} [be] {a T} long and {b T} wide. | {S} [be] a rectangle of {a T} by {b T}. | The sides of {S:him}
+        [+be] {a T} and {b T} long. | {S} [have] a length of {a T} and a width of {b T}."""),
+    kind("around a square", "field?", "end", 30, "a * 4: around", """
+        {S} [be] a square with sides of {a T}. | {S} [be] a square. Each side [-be] {a T} long. | Each of the
+        four sides of {S:him} [-be] {a T} long."""),
+    kind("area", "field?", "end", 40, "a * b: area", """
+        {S} [be] {a T} long and {b T} wide. | {S} [be] a rectangle of {a T} by {b T}. | {S} [have] a length of
+        {a T} and a width of {b T}."""),
     kind("parts", "parts?", "end", 14, "b * e: parts", """
         There [+be] {b T} {here}. | {S} ([see]|[have]|[count]|[draw]|[paint]|[photograph]) {b T} {here}. | {S}
         [look] at {b T} {here}. | {S} [have] a picture of {b T}."""),
@@ -1995,6 +2160,8 @@ Laura Lena Lily Lina Lisa Lucy Maria Mary Maya Megan Mia Mina Nadia Nancy Nina N
 Rita Rosa Ruth Sally Sandra Sara Sofia Sue Tina Uma Vera Wanda Yara Zoe""")
 SURNAMES = word_list("""Adams Baker Brown Carter Clark Cook Davis Diaz Evans Fisher Garcia Gray Green Hall
 Hill Jones Khan Kim King Lee Lopez Miller Moore Patel Reed Rivera Smith Stone Taylor Walker White Young""")
+FAMILY = {"he": word_list("Dad Grandpa my_brother my_uncle my_cousin Uncle_Bob Uncle_Joe my_friend"),
+          "she": word_list("Mom Grandma my_sister my_aunt my_teacher Aunt_May Aunt_Rose my_mother")}
 PEOPLE = word_list("""farmer teacher gardener baker carpenter painter fisherman shopkeeper waiter florist
 tailor librarian cook builder driver coach nurse artist scout tourist student boy girl man woman shepherd
 potter postman grocer collector chef neighbour mechanic magician sailor hunter jeweler dentist pilot""")
@@ -2047,13 +2214,13 @@ ostrich crab beetle caterpillar""")
 ADJECTIVES = row_list("""red:blue:green:yellow big:small old:new white:black long:short wooden:plastic
 fresh:dried large:small round:square plain:striped brown:gray pink:purple heavy:light cheap:expensive
 broken:whole ripe:unripe sweet:sour gold:silver clean:dirty shiny:dull thick:thin full:empty
-orange:white:black tall:short dark:light used:new""")
+orange:white:black red:white:yellow small:medium:large green:purple:pink tall:short dark:light used:new""")
 FITTING = by_sort(  # the adjectives of a thing
-    f="fresh dried big large small sweet sour plain round square",
-    a="white brown black big small old gray large new",
-    g="red green yellow blue ripe unripe fresh dried big small large sweet sour white black",
-    other="""red blue green yellow big small old new white black long short wooden plastic large round square
-plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty shiny
+    f="fresh dried big large small medium sweet sour plain round square",
+    a="white brown black big small medium old gray large new",
+    g="red green yellow blue ripe unripe fresh dried big small medium large sweet sour white black",
+    other="""medium red blue green yellow big small old new white black long short wooden plastic large round
+square plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty shiny
 dull thick thin orange dark used""")
 CONTAINERS = by_sort(
     f="box bag plate jar tray basket packet tin bowl", g="basket crate bag box sack bowl bucket carton",
@@ -2126,6 +2293,7 @@ DEGREES = {adjective: degrees for adjective, *degrees in row_list("""old:older:y
 tall:taller:shorter:height heavy:heavier:lighter:weight long:longer:shorter:length deep:deeper:shallower:depth
 wide:wider:narrower:width high:higher:lower:height""")}
 WHICH = row_list("first:second old:new")
+FIELDS = word_list("garden playground field park pool room pen vegetable_patch parking_lot backyard lawn")
 RATES = row_list("""earn:dollar:hour earn:dollar:week save:dollar:month save:dollar:week get:dollar:day
 travel:mile:hour drive:kilometer:hour walk:mile:hour ride:mile:hour make:cookie:hour bake:loaf_of_bread:day
 paint:wall:day fill:bottle:minute sell:ticket:day sew:shirt:week build:toy:day read:page:day read:page:hour
@@ -2140,7 +2308,7 @@ in_the_first_week:in_the_second_week:in_the_third_week in_January:in_February
 in_the_first_hour:in_the_second_hour in_the_first_game:in_the_second_game""")
 # of two times together, by the first
 BOTH_TIMES = {first: both for both, *firsts in row_list("""
-on_both_days:on_Monday:yesterday:on_Saturday:on_Thursday that_day:in_the_morning:before_lunch
+on_both_days:on_Monday:yesterday:on_Thursday over_the_weekend:on_Saturday that_day:in_the_morning:before_lunch
 over_the_two_days:on_the_first_day in_both_months:in_May:last_month:in_March:in_January
 in_both_weeks:last_week:in_the_first_week in_both_years:last_year in_both_hours:in_the_first_hour
 in_both_games:in_the_first_game in_the_whole_game:in_the_first_half that_year:in_spring""")
@@ -2188,7 +2356,7 @@ THEM_NOW = {"now": "all the {T}", "left": "the remaining {T}"}  # after a gain, 
 NOW_HAS = "now {S} [!have] #", "{S} [!have] # now", "{S} now [!have] #", "in the end {S} [have] #"
 NTH = dict(enumerate(word_list("third quarter fifth sixth seventh eighth ninth tenth"), 3))
 PRONOUNS = {row[0]: dict(zip(("", "him", "'s"), row))
-            for row in row_list("he:him:his she:her:her it:it:its they:them:their")}
+            for row in row_list("he:him:his she:her:her it:it:its they:them:their I:me:my we:us:our")}
 ONSETS = word_list("""b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sc sh
 sk sl sm sn sp st th tr wh""")
 VOWELS = word_list("a a a e e e i i i o o o u u ai ay ea ee ia ie oa oo ou y")

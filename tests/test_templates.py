@@ -58,12 +58,15 @@ CHANGES = {
     "have = have - have / q": "loses part",
     "have = n * m": "groups, each person has, there are groups",
     "have = n * 12": "dozens",
+    "have = have * 2": "the same again",
+    "have = n * m + b": "groups and single ones",
     "have = r * n": "for so long",
     "have = r * 7 * w": "for so many weeks",
     "content = have * m": "contents",
     "spent = spent + a": "spent",
     "spent = spent + p": "spends more",
     "spent = spent + n * p": "buys at a price, buys more at a price",
+    "spent = n * p + w * f": "buys two at prices",
     "dollars = g - spent": "had money",
     "dollars = have * p": "sells at a price"}
 # What one may ask after facts of some kinds ("kind: question", or both in one), and the answer. legs: LEGS.
@@ -71,12 +74,12 @@ ANSWERS = {
     "have / d": "shares: share, packs by size: boxes, packs by number: each, uses daily: lasts, is cut: "
                 "pieces, can afford: can buy, form groups, form equal groups: in a group, "
                 "stand in rows: rows",
-    "have / 2": "loses half: lost, half of a kind: kind",
+    "have / 2": "loses half: lost, half of a kind: kind, form pairs: pairs",
     "have / q": "loses part: lost, share of a kind: kind",
     "have - l": "loses some: lost, some go: went, rest: other kind, one of two things: lost, "
                 "two things lost: left, wants to keep: has to lose",
     "have + b": "two things gained: now",
-    "have - l - v": "loses some of the rest: lost",
+    "have - l - v": "loses some of the rest: lost, rest of three kinds: third kind",
     "b - o": "two things lost (left of the other): left of the other",
     "c + m": "two things gained (now of the other): now of the other",
     "b - l": "loses and gains (got more): got more",
@@ -87,7 +90,7 @@ ANSWERS = {
     "b - y": "had money before both (spend more): spend more",
     "g - have": "gains some: got, some come: came, wants: need, wants to do: need, wants to buy: need",
     "(g - have) / z": "saves up: weeks, does the rest: takes",
-    "(have - l) / z": "shares the rest: share, packs the rest: boxes",
+    "(have - l) / z": "shares the rest: share, packs the rest: boxes, rest is cut: each part",
     "a - l": "had before a gain: at first, were before some came: at first",
     "b + c + y": "had before two losses: at first",
     "a - l + b": "had before both: at first",
@@ -102,7 +105,10 @@ ANSWERS = {
     "s / n * w": "price of others: cost of others",
     "s / p": "number bought: bought",
     "n * p": "cost of so many: cost of, buys from money (pay): pay",
+    "n * p + w * f": "sells two at prices: earns, cost of two kinds: cost of both",
     "r * n": "in so long: in time",
+    "(r + b) * n": "more a day: other in time",
+    "r * k * n": "times as many a day: other in time",
     "g - r * n": "still to do: need, to do after so long: to do after",
     "have - n * m": "loses until then: left after",
     "have + r * n": "saves until then: has after",
@@ -113,7 +119,14 @@ ANSWERS = {
     "b + c": "had before a loss: at first, were before some left: at first, had money before: at first, "
              "gains twice (got in all): got in all",
     "m + c": "two things in each (in each): in each",
-    "n * (m + c)": "two things in each (both in all): both in all",
+    "n * (m + c)": "two things in each (both in all): both in all, two for each person: both in all",
+    "spent - l": "pays less: pay in the end",
+    "i - n * p": "pays a bill for: change",
+    "u / n * w": "in another time: in other time",
+    "have * p": "is paid for each: earns",
+    "(a + b) * 2": "around",
+    "a * 4": "around a square: around",
+    "a * b": "area",
     "legs * b": "parts",
     "legs * n": "parts of so many: parts of"}
 EFFECTS = {"unneeded": [], "setting": []}  # {kind: [(what changes or may be asked, expression)]}
@@ -274,7 +287,8 @@ def test_the_last_sub_question_is_the_problems_own_and_none_is_asked_twice(stori
 
 PARTS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
          "tenth": 10}
-IMPLIED = [("twice", 2), *PARTS.items(), *LEGS.items()]
+IMPLIED = [("twice", 2), ("pair", 2), ("the same number", 2), ("as many", 2), ("around", 2),
+           ("perimeter", 2), ("square", 4), *PARTS.items(), *LEGS.items()]
 
 
 def test_numbers_are_those_of_children_and_stand_in_the_text(stories):
