@@ -650,6 +650,8 @@ def draw_kind(story, quantity):
     bought = story.facts and story.facts[-1].kind == "had money"
     for kind in KINDS:
         left_then = left - len(kind.steps)
+        if forms.isdisjoint(kind.takes) or left_then < 0 or left_then > 0 and kind.gives in LAST:
+            continue
         if story.steps and not any("a" in equation for equation, _ in kind.steps):
             continue  # nobody would need what the steps before have found
         if kind.steps[0][1] in ("got", "lost", "came", "went") and kind.gives == "end" and story.changed:
@@ -660,10 +662,9 @@ def draw_kind(story, quantity):
             continue  # others have boxes too
         if kind.gives in ("other", "joint", "difference") and bought:
             continue  # "He had $20 at first. Ann had $3 more." More than he had then, or has now?
-        if (left_then == 0 if kind.gives in LAST else left_then >= 0) and not forms.isdisjoint(kind.takes):
-            fit.append(kind)
-            rare = story.level < 3 and kind.backwards
-            weights.append(kind.weight / 4 if rare else kind.weight)
+        fit.append(kind)
+        rare = story.level < 3 and kind.backwards
+        weights.append(kind.weight / 4 if rare else kind.weight)
     require(fit)
     return story.rng.choices(fit, weights)[0]
 

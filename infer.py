@@ -322,13 +322,13 @@ class Dialogue:
     """A problem that is being solved, in one row of each student's cache, all of the same number.
 
     request: the procedure's, None at the end. row: where the line that it requests is written, a token each
-    `take`. since: the number of the forward after which it began to wait. rng: what to sample by.
+    `take`. waiting_since: the number of the forward after which it began to wait. rng: what to sample by.
     """
 
-    def __init__(self, index, problem, procedure, rows, seed, calculator, forward):
+    def __init__(self, index, problem, procedure, rows, seed, calculator, n_forwards):
         """rows: {role: Row}; index and calculator: as in `solve`."""
         self.index, self.rows, self.calculator = index, rows, calculator
-        self.record, self.rng, self.since = new_record(), random.Random(seed), forward
+        self.record, self.rng, self.waiting_since = new_record(), random.Random(seed), n_forwards
         self.request = self.row = None
         self.text, self.tokens, self.log_p = b"", [], 0.0  # of the line
         for row in rows.values():
@@ -356,10 +356,10 @@ class Dialogue:
         if stop := self.limit():  # what it is to read may be too long already
             self.end_line(stop)
 
-    def take(self, token, log_p, forward):
+    def take(self, token, log_p, n_forwards):
         """Take the next token of the line and its log probability, from the forward of this number."""
         student = self.row.student
-        self.since, self.log_p = forward, self.log_p + log_p
+        self.waiting_since, self.log_p = n_forwards, self.log_p + log_p
         if token == student.tokenizer.end:
             return self.end_line("end")
         self.tokens.append(token)
@@ -405,7 +405,7 @@ def repeats_itself(tokens):
     return False
 
 
-def next_group(dialogues, forward):
+def next_group(dialogues, n_forwards):
     """The dialogues whose rows the forward of this number reads, sorted by row; a prompt that another row
     holds is copied from it.
 
@@ -417,9 +417,10 @@ def next_group(dialogues, forward):
     waiting = defaultdict(list)
     for dialogue in dialogues:
         waiting[dialogue.row.student].append(dialogue)
-    candidates = max(waiting.values(), key=lambda group: sum(forward - dialogue.since for dialogue in group))
+    candidates = max(waiting.values(), key=lambda group: sum(
+        n_forwards - dialogue.waiting_since for dialogue in group))
     group, n_tokens, new_prompts = [], 0, []
-    for dialogue in sorted(candidates, key=lambda dialogue: dialogue.since):
+    for dialogue in sorted(candidates, key=lambda dialogue: dialogue.waiting_since):
         row = dialogue.row
         if row.length == 0:
             row.copy_prompt()
@@ -446,13 +447,13 @@ def solve(problems, procedure, students, calculator=True, sampling=None, samples
     """
     jobs = ((index, problem, k) for index, problem in enumerate(problems) for k in range(samples))
     free = list(range(min(len(student.rows) for student in students.values())))  # numbers of rows
-    dialogues, forward = {}, 0  # {number of its rows: Dialogue}; the number of the latest forward
+    dialogues, n_forwards = {}, 0  # {number of its rows: Dialogue}; how many forwards so far
     while True:
         while free and (job := next(jobs, None)):
             index, problem, k = job
             rows = {role: student.rows[free[0]] for role, student in students.items()}
             seed = f"{sampling and sampling.seed} {k} {problem['problem']}".encode("utf-8", "replace")
-            dialogue = Dialogue(index, problem, procedure, rows, seed, calculator, forward)
+            dialogue = Dialogue(index, problem, procedure, rows, seed, calculator, n_forwards)
             if samples > 1:
                 dialogue.record["sample"] = k
             if dialogue.request:
@@ -461,13 +462,13 @@ def solve(problems, procedure, students, calculator=True, sampling=None, samples
                 yield index, dialogue.record
         if not dialogues:
             return
-        forward += 1
-        group = next_group(dialogues.values(), forward)
+        n_forwards += 1
+        group = next_group(dialogues.values(), n_forwards)
         logits = group[0].row.student.read([dialogue.row for dialogue in group])
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
         log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
         for dialogue, token, token_log_p in zip(group, tokens.tolist(), log_p.tolist()):
-            dialogue.take(token, token_log_p, forward)
+            dialogue.take(token, token_log_p, n_forwards)
             if not dialogue.request:
                 free.append(dialogue.row.number)
                 del dialogues[dialogue.row.number]

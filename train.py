@@ -244,10 +244,9 @@ def make_optimizers(model, args):
             adamw([{"params": embeddings, "eps": EMBEDDING_EPS}, {"params": vectors}])]
 
 
-def schedule(step, done, warmup):
-    """The learning rate's share of its peak: linear warm-up over `warmup` steps, cosine to 0 as `done` goes
-    from 0 to 1."""
-    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * done))
+def schedule(step, fraction_done, warmup):
+    """The learning rate's share of its peak: linear warm-up over `warmup` steps, cosine to 0 in the end."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * fraction_done))
 
 
 def optimizer_step(model, optimizers, scaler, lr):
@@ -270,13 +269,14 @@ def optimizer_step(model, optimizers, scaler, lr):
 
 # ---- loss and evaluation -----------------------------------------------------------------------------------
 
-def falling_prompt_weight(first, done):
-    """The weight of the loss on what a student only reads: from `first` down to 0 as `done` goes from 0 to 1.
+def falling_prompt_weight(first, fraction_done):
+    """The weight of the loss on what a student only reads, the prompt and all else that is not under the loss
+    mask: from `first` down to 0.
 
     At first these texts teach it to read. But most of their loss is of words that nobody can guess, 76 nats a
     problem where the equations have 2, and in the end it would hide what the student is to write.
     """
-    return first * (1 - done) ** 2
+    return first * (1 - fraction_done) ** 2
 
 
 def weighted_loss(model, batch, autocast):
@@ -380,15 +380,15 @@ class DelayedMax:
     """The largest of all ranks' numbers, one call late: exchanged while a step computes, so nobody waits."""
 
     def __init__(self, world):
-        self.world, self.pending = world, None
+        self.world, self.exchange = world, None
 
     def __call__(self, numbers):
         """numbers: a list of floats; returns such a list, the same in every rank."""
         if self.world == 1:
             return numbers
-        earlier, mine = self.pending, torch.tensor(numbers, dtype=torch.float64)
-        self.pending = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True)
-        largest, exchange = earlier or self.pending
+        earlier, mine = self.exchange, torch.tensor(numbers, dtype=torch.float64)
+        self.exchange = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True)
+        largest, exchange = earlier or self.exchange
         exchange.wait()
         return largest.tolist()
 
@@ -413,14 +413,14 @@ class Progress:
     evals_without_improvement: int = 0
     stop_signal: int = 0  # number of the signal that ended the run early
 
-    def share_done(self, args):
-        """From 0 to 1, by steps or by time."""
+    def fraction_done(self, args):
+        """How much of the run is over, from 0 to 1, by steps or by time."""
         return self.step / args.max_steps if args.max_steps else self.seconds / (60 * args.minutes)
 
-    def evaluation_due(self, done, args):
+    def evaluation_due(self, fraction_done, args):
         """Whether another tenth of the run is over. Of a limited time, evaluations may take a tenth."""
         affordable = args.max_steps or self.eval_seconds <= 0.1 * self.seconds
-        return int(10 * done) > self.eval_index and affordable
+        return int(10 * fraction_done) > self.eval_index and affordable
 
 
 def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "Checkpoints"):
@@ -433,12 +433,12 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "float16")
     optimizers = make_optimizers(model, args)
     checkpoints.restore(optimizers, scaler)
-    forward = torch.compile(model, dynamic=True) if args.compile else model
+    maybe_compiled = torch.compile(model, dynamic=True) if args.compile else model
     max_over_ranks = DelayedMax(args.world)
     saved_at = progress.seconds
     start = time.perf_counter() - saved_at
     # where a run of 10 minutes is resumed with --minutes 20, half of the new run's tenths are to be evaluated
-    progress.eval_index = min(progress.eval_index, int(10 * progress.share_done(args)))
+    progress.eval_index = min(progress.eval_index, int(10 * progress.fraction_done(args)))
 
     with TrainingLog(args, data.rows, progress) as log, catch_signals() as signals:
         while True:
@@ -446,16 +446,16 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
             clock = 0.0 if args.rank else time.perf_counter() - start
             progress.seconds, stop_signal = max_over_ranks([clock, signals[0] if signals else 0])
             progress.stop_signal = int(stop_signal)
-            done = progress.share_done(args)
+            fraction_done = progress.fraction_done(args)
             out_of_patience = args.patience and progress.evals_without_improvement >= args.patience
-            finished = done >= 1 or progress.stop_signal or out_of_patience
-            evaluation_due = progress.evaluation_due(done, args) or finished
+            finished = fraction_done >= 1 or progress.stop_signal or out_of_patience
+            evaluation_due = progress.evaluation_due(fraction_done, args) or finished
             if progress.stop_signal == signal.SIGTERM:
                 evaluation_due = False  # there is no time left
             checkpoint_due = finished or progress.seconds - saved_at >= 60 * args.save_minutes
 
             if evaluation_due or checkpoint_due or log.due(progress):
-                log.write_losses(progress, done)
+                log.write_losses(progress, fraction_done)
             if progress.stop_signal:  # before the evaluation: a second Ctrl-C breaks that off
                 checkpoints.save(args.out / "last", progress, optimizers, scaler)
             if evaluation_due:
@@ -466,7 +466,7 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
                         solved = count_solved(model, data.tokenizer, data.to_solve, args)
                     log.write_evaluation(progress, solved)
                 progress.eval_seconds += all_reduce([time.perf_counter() - began], args.world)[0] / args.world
-                progress.eval_index = int(10 * done)
+                progress.eval_index = int(10 * fraction_done)
                 progress.evals_without_improvement += 1
                 if progress.valid_loss < progress.best_valid_loss:
                     progress.best_valid_loss, progress.evals_without_improvement = progress.valid_loss, 0
@@ -478,9 +478,9 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
                 return
 
             # one optimizer step
-            lr = args.lr * schedule(progress.step, done, args.warmup)
-            prompt_weight = falling_prompt_weight(args.prompt_loss_weight, done)
-            indices = data.next_batch(progress)
+            lr = args.lr * schedule(progress.step, fraction_done, args.warmup)
+            prompt_weight = falling_prompt_weight(args.prompt_loss_weight, fraction_done)
+            indices = data.draw_batch(progress)
             data.count_tokens(indices, progress)
             progress.step += 1
             step_weight = data.sum_of_weights(indices, prompt_weight, progress.step)  # over all ranks
@@ -488,7 +488,7 @@ def training_loop(model, data: "Data", args, progress: Progress, checkpoints: "C
                 torch.manual_seed(((args.seed * 10 ** 9 + progress.step) * args.world + args.rank) % 2 ** 63)
             loss_sum = torch.zeros((), device=args.device)
             for micro_batch in data.micro_batches(indices, prompt_weight, progress.step):
-                loss, _ = weighted_loss(forward, micro_batch, autocast)
+                loss, _ = weighted_loss(maybe_compiled, micro_batch, autocast)
                 scaler.scale(loss / step_weight).backward()
                 loss_sum += loss.detach()
                 progress.flops += args.world * count_flops(model.config, micro_batch)
@@ -531,7 +531,7 @@ class Data:
         # rows: of each sequence, which row of --train it is, from 1
         self.sequences, self.rows = encode_fitting(problems, args.train, tokenizer, block_size, args)
         self.lengths = [len(ids) for ids, _ in self.sequences]
-        self.loss_tokens = [int(loss_mask[1:].sum()) for _, loss_mask in self.sequences]
+        self.n_loss_tokens = [int(loss_mask[1:].sum()) for _, loss_mask in self.sequences]
         self.plan, self.planned_epoch = [], 0
 
         valid, rows = encode_fitting(valid_problems, args.valid, tokenizer, block_size, args)
@@ -546,7 +546,7 @@ class Data:
         rng = np.random.default_rng((self.args.seed, epoch))
         return plan_batches(self.lengths, self.args.batch_tokens, rng)
 
-    def next_batch(self, progress):
+    def draw_batch(self, progress):
         """The sequences of the next step, a list of indices."""
         if progress.next_batch == 0:
             progress.epoch += 1
@@ -578,7 +578,7 @@ class Data:
                      for part in self.split(indices) if len(part))
         progress.tokens += padded
         progress.padding += padded - sum(self.lengths[i] - 1 for i in indices)
-        progress.loss_tokens += sum(self.loss_tokens[i] for i in indices)
+        progress.loss_tokens += sum(self.n_loss_tokens[i] for i in indices)
 
 
 def encode_fitting(problems, path, tokenizer, block_size, args):
@@ -615,7 +615,7 @@ class TrainingLog:
         self.bar = tqdm(total=100, desc=args.role, disable=True if args.rank else None, dynamic_ncols=True,
                         bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}")
         self.solved = ""   # of the last evaluation, in words
-        self.pending = []  # of each step since the last entry: number, sequences, what must be finite
+        self.unwritten = []  # of each step since the last entry: number, sequences, what must be finite
         self.weight, self.lr, self.seconds, self.flops = 0, 0.0, progress.seconds, progress.flops
 
     def __enter__(self):
@@ -631,7 +631,7 @@ class TrainingLog:
 
     def add(self, step, indices, loss, must_be_finite, weight, lr):
         """Note a step. loss, must_be_finite: scalar tensors; weight: what divides the loss."""
-        self.pending.append((step, indices, torch.stack([loss, must_be_finite])))
+        self.unwritten.append((step, indices, torch.stack([loss, must_be_finite])))
         self.weight += weight
         self.lr = lr
 
@@ -639,13 +639,13 @@ class TrainingLog:
         """Whether an entry is due: every 50 steps or 10 seconds."""
         return progress.step % 50 == 0 or progress.seconds - self.seconds > 10
 
-    def write_losses(self, progress, done):
+    def write_losses(self, progress, fraction_done):
         """Write an entry about the steps since the last one. Raises UserError if a loss is not a number."""
-        if not self.pending:
+        if not self.unwritten:
             return
-        pairs = torch.stack([pair for *_, pair in self.pending]).tolist()  # waits for the device
+        pairs = torch.stack([pair for *_, pair in self.unwritten]).tolist()  # waits for the device
         losses = [loss for loss, _ in pairs]
-        for (step, indices, _), pair in zip(self.pending, pairs):
+        for (step, indices, _), pair in zip(self.unwritten, pairs):
             if not math.isfinite(sum(pair)):
                 where = f"{self.args.train} rows {', '.join(str(self.rows[i]) for i in indices)}"
                 raise UserError(f"the loss or its gradient is not a number at step {step}, {where}: try a "
@@ -655,8 +655,8 @@ class TrainingLog:
         counted = "step", "seconds", "tokens", "padding", "loss_tokens", "flops"
         self.write({key: getattr(progress, key) for key in counted} | {"loss": loss, "lr": self.lr})
         self.bar.set_postfix_str(f"loss {loss:.3f}, {rate / 1e12:.3g} TFLOP/s{self.solved}", refresh=False)
-        self.bar.update(min(round(100 * done), 100) - self.bar.n)
-        self.pending, self.weight, self.seconds, self.flops = [], 0, progress.seconds, progress.flops
+        self.bar.update(min(round(100 * fraction_done), 100) - self.bar.n)
+        self.unwritten, self.weight, self.seconds, self.flops = [], 0, progress.seconds, progress.flops
 
     def write_evaluation(self, progress, solved):
         """Write an entry about an evaluation, and draw the curve anew. solved: of `count_solved`."""
@@ -835,9 +835,11 @@ def next_command(args):
         words += ["--init", str(args.init)] if args.init and is_pretrained(args.init) else []
         if args.train != Path("annotations/train.jsonl"):
             words += ["--train", str(args.train), "--valid", str(args.valid)]
-    elif not is_default:
+        return shlex.join(["python", *words])
+    if not is_default:
         words += [f"--{infer.student_flag(args.role)}", str(args.out)]
         words += [f"--{partner}", "ITS_FOLDER"] if partner else []
+    words += ["--guide", {"steps": "2", "equations": "3+2=5, 3+5=8"}[args.guidance]] if args.guidance else []
     return shlex.join(["python", *words])
 
 

@@ -1,15 +1,13 @@
-"""A server of /v1/chat/completions for the tests and the bench of the LLM teacher, which fails on demand.
+"""A server of /v1/chat/completions for the tests of the LLM teacher: it annotates problems of `problem(i)`.
 
-    python tests/mock_teacher.py --latency 0.05
-
-prints its port and annotates problems of `problem(i)`. A test says by Mock.fault what goes wrong:
+A test says by Mock.fault what goes wrong:
 
     None                                     nothing
     (429, "slow down")                       this status and body, in which KEY stands for the key that came
     (429, "slow down", "Retry-After: 1")     the same with a header
-    one of BROKEN, UNFIT or CODED
+    one of BROKEN or UNFIT
+    "gzip"                                   nothing, but the response is compressed
 """
-import argparse
 import gzip
 import json
 import re
@@ -18,9 +16,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
-BROKEN = "stall", "drip", "no response", "half"  # connections: there is no whole response
+BROKEN = "stall", "no response", "half"  # connections: there is no whole response
 UNFIT = "wrong answer", "wrong equation", "cut off", "silent"  # what the model says is no annotation
-CODED = "gzip", "chunked"  # a good response, not in plain bytes
 
 
 def problem(i):
@@ -69,12 +66,7 @@ class Handler(BaseHTTPRequestHandler):
             connection=self.client_address))
         self.server.closed.wait(600 if fault == "stall" else self.server.latency)
         self.close_connection = fault in BROKEN
-        if fault == "drip":
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-            for _ in range(50):
-                self.wfile.write(b" ")
-                self.server.closed.wait(0.1)
-        elif isinstance(fault, tuple):
+        if isinstance(fault, tuple):
             status, content, *headers = fault
             self.send(status, content.replace("KEY", (key or "").removeprefix("Bearer ")), *headers)
         elif fault not in ("stall", "no response"):
@@ -82,14 +74,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status, content, *headers, fault=None):
         content = content.encode()
-        length = f"Content-Length: {len(content) + 20 * (fault == 'half')}"
         if fault == "gzip":
-            content = gzip.compress(content)
-            length = f"Content-Encoding: gzip\r\nContent-Length: {len(content)}"
-        if fault == "chunked":
-            content = b"".join(b"%x\r\n%b\r\n" % (len(content[i:i + 100]), content[i:i + 100])
-                               for i in range(0, len(content) + 100, 100))
-            length = "Transfer-Encoding: chunked"
+            content, headers = gzip.compress(content), ["Content-Encoding: gzip"]
+        length = f"Content-Length: {len(content) + 20 * (fault == 'half')}"
         head = "\r\n".join([f"HTTP/1.1 {status} Status", "Content-Type: application/json", length, *headers])
         self.wfile.write(f"{head}\r\n\r\n".encode() + content)
 
@@ -116,15 +103,3 @@ class Mock(ThreadingHTTPServer):
         self.closed.set()
         self.shutdown()
         self.server_close()
-
-
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--latency", type=float, default=0.0, help="seconds")
-    mock = Mock(latency=p.parse_args().latency)
-    print(mock.server_port, flush=True)
-    mock.closed.wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,10 +6,8 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 
 import annotate
 import data
-from mock_teacher import CODED, UNFIT, Mock, problem
+from mock_teacher import UNFIT, Mock, problem
 
 KEY = "sk-abc.DEF_123-not-for-others"
 
@@ -111,14 +109,11 @@ def test_gsm8k_rows_are_all_accounted_for_and_stay_in_their_splits(capsys):
 
 
 @pytest.mark.parametrize("separator, questions, solutions", [
-    (" ** ", ["How many?", "Simplify"], ["2**3 = 8", "8"]), ("** ", ["How many?"], ["8"]),
-    (" ** ", ["What is 2 ** 3?", "Write an equation"], ["It is 8", "Let x be 8"]),
+    (" ** ", ["How many?", "Simplify"], ["2**3 = 8", "8"]), ("** ", ["What is 2 ** 3?"], ["It is 8"]),
     *(("", [""] * len(lines), lines) for lines in (  # without sub-questions; a power is no separator
-        ["2+2=<<2+2=4>>4", "So 4."], ["One line\u2028of 4."], ["2**3 = 8", "2 ** 3 = 8"], ["x ** 2 = 4"],
-        ["It is\x85 4."], ["It is \x0b 4.", "It is \x0c\x1c 4."]))])
+        ["2+2=<<2+2=4>>4", "2 ** 3 = 8"], ["One\u2028line\x85 of \x0c\x1c 4."]))])
 @pytest.mark.parametrize("end, written, answer", [  # only \n, \r and \r\n end a line
-    ("\n", "70,000", "70000"), ("\r\n", "\u22125", "-5"), ("\n\n", "-3.50", "-3.50"), ("\r", "1/2", "1/2"),
-    ("\n", "+7", "+7")])
+    ("\n", "70,000", "70000"), ("\r\n", "\u22125", "-5"), ("\n\n", "-3.50", "-3.50"), ("\r", "1/2", "1/2")])
 def test_gsm8k_lines_become_steps(separator, questions, solutions, end, written, answer):
     lines = [question + separator + solution for question, solution in zip(questions, solutions)]
     row = annotate.from_gsm8k({"question": "A?", "answer": end.join([*lines, f"#### {written}", ""])})
@@ -155,15 +150,11 @@ def test_svamp_equations_become_steps(capsys):
 
 
 @pytest.mark.parametrize("row, problem, answer, steps", [
-    ('"Ann has number0 balloons . Sam \'s dog did n\'t eat number1 of Ann \u2019 s . How many has she ?",'
-     "9.0 2.0,- number0 number1,7.0",
-     "Ann has 9 balloons. Sam's dog didn't eat 2 of Ann's. How many has she?", "7",
-     [step("How many has she?", "<<9-2=7>>7")]),
-    ('"Mrs. Hilt pays $ number0 , number1 % of number2 . If she walks to Mrs. Mill , what is left ?",'
+    ('"Mrs. Hilt \'s dog did n\'t eat $ number0 , number1 % of number2 . If Bo \u2019 s goes , what is it ?",'
      "1.5 5.0 80.0,- * number1 + number2 1.0 number0,403.5",
-     "Mrs. Hilt pays $1.5, 5% of 80. If she walks to Mrs. Mill, what is left?", "403.5",
+     "Mrs. Hilt's dog didn't eat $1.5, 5% of 80. If Bo's goes, what is it?", "403.5",
      [step("What is 80 + 1?", "<<80+1=81>>81"), step("What is 5 * 81?", "<<5*81=405>>405"),
-      step("If she walks to Mrs. Mill, what is left?", "<<405-1.5=403.5>>403.5")]),
+      step("If Bo's goes, what is it?", "<<405-1.5=403.5>>403.5")]),
     ('"Tom won number0 , playing \' whack a mole \' ( twice ) . What is one half - dollar of the girls \' ?",'
      "6.0,number0,6",
      "Tom won 6, playing 'whack a mole' (twice). What is one half-dollar of the girls'?", "6",
@@ -215,34 +206,24 @@ def test_another_file_than_the_command_needs_is_one_line_that_tells(command, con
 # ---- the LLM teacher: what it replies ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("question, solution, answer", [
-    ("Question {}:", "Solution {}:", "Answer:"), ("Q{}:", "A{}:", "Answer:"),
-    ("Sub question {}:", "Solution {}:", "####"), ("Question ({}):", "Solution ({}):", "Answer:"),
-    ("Question\u202f{}:", "Solution\u202f{}:", "Answer\u202f:"),
-    ("**Question {}.**", "**Solution {}.**", "**Answer.**"),
-    (" - Question:", " - Solution:", "Answer:\n####"),
-    ("Question [{}]:", "Solution [{}]:", "The final answer is:"), ("Q:", "A:", "A:"),
-    ("Question {} \u2013", "Solution {} -", "Answer:"), ("Question:", "Answer:", "Final answer:"),
-    ("Question {}:", "Answer {}:", "Answer:"), ("Step {}: Question:", "Solution:", "Answer:"),
-    ("Question {}\uff1a", "Solution {}\uff1a", "Answer\uff1a"),
-    ("{}. Question {}:", "Solution #{}:", "### Answer:"),
-    ("### Sub-question {}\n", "### Solution\n", "**Final Answer**:"),
+    ("Question {}:", "Solution {}:", "Answer:"), ("Q{}:", "A{}:", "Answer:"), ("Q:", "A:", "A:"),
+    ("Sub question ({}):", "Solution ({}):", "####"), ("Step {}: Question:", "Solution:", "Answer:\n####"),
+    ("**Question {}.**", "**Solution {}.**", "**Answer.**"), ("Question {}:", "Answer {}:", "Final answer:"),
+    ("Question [{}] \u2013", "Solution [{}] -", "The final answer is:"), (" - Q:", " - Answer:", "Answer:"),
+    ("{}. Question {}\uff1a", "Solution #{}\uff1a", "### Answer\uff1a"),
+    ("### Sub-question\u202f{}\n", "### Solution\n", "**Final Answer**:"),
     ("> **Question {}:**", "> Solution {})", "> Answer:")])
-@pytest.mark.parametrize("end", ["\n", "\r\n\r\n"])
-def test_a_dialogue_is_read_however_its_parts_are_labelled(question, solution, answer, end):
-    lines = [f"{label.format(k, k)} {text}" for k, texts in enumerate(("ab", "cd"), 1)
+@pytest.mark.parametrize("before, answer_4, after", [  # what a chat model adds
+    ("", "4", ""), ("Sure!\r\n\r\n", "\\(\\boxed{4}\\)", "\r\nQuestion 3: e?"), ("```\n", "`4`", "\n```"),
+    ("<think>\nQuestion 1: x?\nSolution 1: y\nAnswer: 5\n</think>\n", "**4**", "\n\nLet me know!"),
+    ("\ufeff[THINK]hm[/THINK]", "4<|im_end|>", ""),
+    ("<|channel|>analysis ... <|channel|>final<|message|>", "$\\boxed{\\text{4}}$", "")])
+def test_a_dialogue_is_read_however_a_model_labels_and_adorns_it(
+        question, solution, answer, before, answer_4, after):
+    lines = [f"{label.format(k, k)} {text}" for k, texts in enumerate((("a\nb?", "**c**"), ("d?", "e")), 1)
              for label, text in zip((question, solution), texts)]
-    steps, said = annotate.read_dialogue(end.join([*lines, f"{answer} 4"]))
-    assert steps == [step("a", "b"), step("c", "d")] and said == "4"
-
-
-@pytest.mark.parametrize("before, answer, after", [
-    ("Sure!\n\n", "4", ""), ("<think>\nQuestion 1: x?\nSolution 1: y\nAnswer: 5\n</think>\n", "4", ""),
-    ("", "\\(\\boxed{4}\\)", "\nQuestion 2: e?"), ("```\n", "`4`", "\n```"),
-    ("[THINK]hm[/THINK]", "4<|im_end|>", ""), ("\ufeff", "$\\boxed{\\text{4}}$", "\n\nLet me know!"),
-    ("<|channel|>analysis ... <|channel|>final<|message|>", "**4**", "")])
-def test_a_dialogue_is_read_however_a_chat_model_adorns_it(before, answer, after):
-    reply = f"{before}Question 1: a\nb?\nSolution 1: **c**\nAnswer: {answer}{after}"
-    assert annotate.read_dialogue(reply) == ([step("a b?", "c")], "4")
+    steps, said = annotate.read_dialogue(before + "\n".join([*lines, f"{answer} {answer_4}"]) + after)
+    assert steps == [step("a b?", "c"), step("d?", "e")] and said == "4"
 
 
 def test_numbers_thoughts_and_chatter_are_no_steps_and_signs_are_the_calculators():
@@ -342,11 +323,9 @@ def test_a_reply_is_read_however_a_server_writes_it(server, body):
     (chat("Q1: a?\nA1: 2+3 = 5\nAnswer: 4"), "the last solution does not say the answer"),
     (chat(DIALOGUE.replace("Answer", "Q2:  A?\nA2: 4\nAnswer")), "it asks 2 times: a?"),
     *((chat(text), "the reply is not question, solution, ..., answer") for text in (
-        "42", "Answer: 4", "Question 1: a?\nAnswer: 4", "Solution 1: a\nQuestion 1: b\nAnswer: 4")),
+        "42", "Question 1: a?\nAnswer: 4", "Solution 1: a\nQuestion 1: b\nAnswer: 4")),
     (chat("Question 1: a?\nSolution 1:\nAnswer: 4"), "the reply has an empty part"),
-    (chat(""), "the reply is empty"), (chat(None), "the reply is empty"),
-    (chat(DIALOGUE, "length"), "the reply was cut off after"),
-    (chat(None, "content_filter"), "the model refused (content_filter)"),
+    (chat(None), "the reply is empty"), (chat(DIALOGUE, "length"), "the reply was cut off after"),
     (chat(None, refusal="I won't."), "the model refused (refusal)"),
     (chat("I ca", "SAFETY"), "the model refused (safety)")])
 def test_what_a_model_says_decides_about_its_problem(server, reply, rejected):
@@ -376,27 +355,24 @@ def error(message, **more):
 
 MAY_PASS = [  # failures of a server that are tried again, and what is said if they stay
     *(((429, error("slow down"), f"Retry-After: {wait}"), "HTTP 429: slow down") for wait in (
-        "1", "soon", "-5", "1e9", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 5000)),
+        "1", "soon", "-5", "Wed, 21 Oct 2015 07:28:00 GMT")),
     ((500, error("out of memory")), "HTTP 500: out of memory"),
     ((503, error("bad key KEY")), r"HTTP 503: bad key \*\*\*"),
     ((200, error("busy", code=429)), "HTTP 429: busy"), ((200, '{"error": "busy"}'), "HTTP 500: busy"),
     ((200, '{"choices": [{"finish_reason": "error", "error": {"code": "502"}}]}'), "HTTP 502: "),
     *(((200, chat(*said)), "the server broke the reply off") for said in (
         (DIALOGUE, "error"), ("Q1", "abort"), ("", "insufficient_system_resource"), (None, None))),
-    ((200, "<html><body>Welcome</body></html>"), "no chat completion but '<html>"),
     *(((200, body), "no chat completion but ") for body in (
-        "", "null", '{"choices": null}', '{"choices": []}', chat(7), chat(DIALOGUE)[:-9], "[" * 99999)),
-    ("stall", "no whole reply in 0.5 s"), ("drip", "no whole reply in 0.5 s"),
-    ("no response", "RemoteDisconnected|reset"), ("half", "IncompleteRead")]
+        "", "<html></html>", "null", '{"choices": []}', chat(7), chat(DIALOGUE)[:-9], "[" * 99999)),
+    ("stall", "no whole reply in 0.5 s"), ("no response", "RemoteDisconnected|reset"),
+    ("half", "IncompleteRead")]
 STAY = [  # failures that concern every problem
     ((401, error("Incorrect API key: KEY")),
      r"HTTP 401: Incorrect API key: \*\*\* \(the environment variable OPENAI_API_KEY was sent"),
     ((404, error("no such model")), "HTTP 404: no such model; check --url and --model mock"),
     ((429, error("check your plan", code="insufficient_quota")), "HTTP 429: .*billing page"),
     ((402, error("Payment Required")), "HTTP 402: .*billing page"),
-    ((200, error("no", code=429, type="insufficient_quota")), "HTTP 429: .*billing page"),
     ((400, error("Your credit balance is too low")), "HTTP 400: .*billing page"),
-    ((400, error("Unsupported parameter: 'max_tokens'")), "--extra '{\"max_tokens\": null}'"),
     ((400, error("'temperature' does not support 0.0")), "--extra '{\"temperature\": null}'"),
     ((422, '{"detail": [{"type": "extra_forbidden", "loc": ["body", "stream"]}]}'),
      "--extra '{\"stream\": null}'"),
@@ -416,7 +392,14 @@ def test_a_server_that_cannot_work_is_one_line(server, fault, message, may_pass)
     assert may_pass or len(mock.requests) <= 8  # at once: one for each thread
 
 
-FAULTS = [*(fault for fault, _ in MAY_PASS), *UNFIT]
+@pytest.mark.parametrize("url, message", [
+    ("http://127.0.0.1:9", "refused"), ("http://no-such-host.invalid", "gaierror")])
+def test_a_server_that_is_not_there_is_one_line(url, message):
+    with raises(f"{message}.*the server running, and --url right"):
+        teach(url, 3, "--parallel", 1)
+
+
+FAULTS = [*(fault for fault, _ in MAY_PASS), *UNFIT, "gzip"]
 
 
 def some_fail():
@@ -437,14 +420,6 @@ def check_rows(rows, n):
             assert int(row["answer"]) == 2 * a + b and row["steps"][0]["question"] == "How many has Bo?"
             equations = [re.findall(r"<<(.*?)>>", step["solution"]) for step in row["steps"]]
             assert equations == [[f"{a}+{b}={a + b}"], [f"{a}+{a + b}={2 * a + b}"]]
-
-
-@pytest.mark.parametrize("coding", CODED)
-def test_responses_may_be_compressed_and_come_in_chunks(server, coding):
-    mock = server(coding)
-    teach(mock, 3)
-    check_rows(written(), 3)
-    assert len(mock.requests) == 3
 
 
 @pytest.mark.parametrize("style", ["socratic", "cot"])
@@ -499,25 +474,10 @@ def test_through_outages_and_kills_none_is_lost_and_none_is_paid_for_twice(serve
             f.write(b'{"id": "p-1", "probl')  # as a kill in the middle of a write
     for _ in range(3):  # a problem that met failures alone is asked by the next run
         teach(mock, n, *flags)
-    rows, replies = written(), [r for r in mock.requests if r.fault in (None, *UNFIT)]
+    rows, replies = written(), [r for r in mock.requests if r.fault in (None, *UNFIT, "gzip")]
     check_rows(rows, n)
     assert sum("rejected" in row for row in rows) > n / 50
     assert len(replies) - n <= kills * parallel  # with --tries 1 the model has its say once about each
-
-
-def speak_no_tls(listener):
-    connection, _ = listener.accept()
-    connection.recv(1 << 16)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-
-def test_servers_that_are_not_there_are_one_line():
-    with socket.create_server(("127.0.0.1", 0)) as plain:
-        threading.Thread(target=speak_no_tls, args=[plain], daemon=True).start()
-        for url, message in (("http://127.0.0.1:9", "refused"), ("http://no-such-host.invalid", "gaierror"),
-                             (f"https://127.0.0.1:{plain.getsockname()[1]}", "SSLError")):
-            with raises(f"{message}.*the server running, and --url right"):
-                teach(url, 3, "--parallel", 1)
 
 
 def test_refused_problems_are_set_aside_and_asked_again_by_the_next_run(server, capsys):
@@ -536,14 +496,14 @@ def test_refused_problems_are_set_aside_and_asked_again_by_the_next_run(server, 
     assert len(mock.requests) == annotate.REFUSALS  # of all problems: this stops the run
     last = asked_if_refused(r"in case \d*[57]\?")[1 - annotate.REFUSALS:]  # what has been refused comes last
     assert last == [problem(i)["problem"] for i in range(annotate.REFUSALS - 1)]
-    printed = capsys.readouterr().out
-    assert "failed: 12 (HTTP 400: maximum context length exceeded; " in printed and "12 set aside" in printed
+    assert "failed: 12 (HTTP 400: maximum context length exceeded; " in capsys.readouterr().out
     assert len(written()) == 48 and not written("rejected")
     assert len(asked_if_refused("none")) == 12
     check_rows(written(), 60)
 
 
-def test_proxies_of_the_environment_are_used_and_no_password_but_the_key(server, monkeypatch):
+def test_the_key_goes_to_the_server_alone_and_is_never_shown(server, monkeypatch):
+    """Through the environment's proxy too; no other password is sent, and no echo of the key is seen."""
     mock, netrc = server(), Path("netrc").absolute()
     netrc.write_text("machine teacher.invalid login me password secret")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -554,24 +514,18 @@ def test_proxies_of_the_environment_are_used_and_no_password_but_the_key(server,
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with raises("the proxy of the environment: ConnectionRefusedError"):
         teach("http://teacher.invalid/v1", 2, "--out", "other")
-
-
-def test_a_key_that_no_header_can_carry_is_not_shown_and_a_word_stays(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk/with/slashes")
+    for said, slash, shown in (("wrong key ", "\\/", r"wrong key \*\*\* \("),  # JSON can escape a slash
+                               ("wrong key ", "\\u002F", r"wrong key \*\*\* \("), ("x" * 195, "/", r"x+\*")):
+        with raises(f"HTTP 401: {shown}") as e:  # cut after the key has been struck out, not within it
+            teach(server((401, error(f"{said}sk/with/slashes").replace("/", slash))), 1, "--out", "other")
+        assert "sk/w" not in str(e.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "pens")  # a word stays
+    teach(server(), 1, "--out", "other")
+    assert "pens" in rows_of("other/train.jsonl")[0]["steps"][0]["solution"]
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u20ac-secret")
-    with raises("OPENAI_API_KEY: the key holds characters") as e:
+    with raises("OPENAI_API_KEY: the key holds characters that no HTTP header can carry$"):
         teach("http://localhost:1", 1)
-    assert "secret" not in str(e.value)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk/with/slashes")  # which some servers escape in their JSON
-    with raises(r"HTTP 401: wrong key \*\*\* \("):
-        teach(server((401, error("wrong key sk/with/slashes").replace("/", "\\/"))), 1)
-    with raises(r"HTTP 401: wrong key \*\*\* \("):
-        teach(server((401, error("wrong key sk/with/slashes").replace("/", "\\u002F"))), 1)
-    with raises("HTTP 401: x+ \\*") as e:  # cut after the key has been struck out, not within it
-        teach(server((401, error("x" * 195 + " sk/with/slashes"))), 1)
-    assert "sk/w" not in str(e.value)
-    monkeypatch.setenv("OPENAI_API_KEY", "pens")
-    teach(server(), 1)
-    assert "pens" in written()[0]["steps"][0]["solution"]
 
 
 # ---- the LLM teacher: a run --------------------------------------------------------------------------------
@@ -598,15 +552,12 @@ def test_another_runs_log_and_files_of_something_else_are_left_as_they_are(serve
     mock = server()
     teach(mock, 4)
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    Path("prompt").write_text("Solve {problem}")
-    for changed in (["--style", "cot"], ["--model", "other"], ["--extra", '{"seed": 1}'],
-                    ["--prompt", "prompt"]):
+    for changed in ["--style", "cot"], ["--model", "other"], ["--extra", '{"seed": 1}']:
         with raises(r"log.jsonl: of another run .*use another --out$", 2):
             teach(mock, 4, *changed)
         assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
     Path("mine").mkdir()
-    for name, content in (("train", b'{"id": "a"}\n'), ("log", b'{"id": "a", "problem": "P"}'),
-                          ("log", b'{"step": 1}\n'), ("log", b"notes"), ("log", b"\n")):
+    for name, content in ("train", b'{"id": "a"}\n'), ("log", b'{"step": 1}\n'), ("log", b"notes"):
         path = Path(f"mine/{name}.jsonl")
         path.write_bytes(content)
         with raises("mine.*use another", 2):
@@ -614,27 +565,6 @@ def test_another_runs_log_and_files_of_something_else_are_left_as_they_are(serve
         assert path.read_bytes() == content
         path.unlink()
     assert len(mock.requests) == 4
-
-
-def test_a_run_that_brought_nothing_does_not_bind_the_next(server):
-    for status, message in (404, "HTTP 404: none"), (400, "no problem was annotated"):
-        with raises(message):
-            teach(server((status, "none")), 4)
-    teach(server(), 4, "--model", "other")
-    check_rows(written(), 4)
-
-
-def test_the_splits_follow_the_log(server):
-    mock, log = server(), Path("out/log.jsonl")
-    teach(mock, 60, "--split", "40/30/30")
-    assert all(len(written(split)) > 5 for split in annotate.SPLITS)
-    teach(mock, 60, "--split", "0/100/0")
-    check_rows(written("valid"), 60)
-    assert sorted(path.name for path in Path("out").iterdir()) == ["log.jsonl", "valid.jsonl"]
-    assert len(mock.requests) == 60
-    log.write_bytes(log.read_bytes()[:20])  # a kill cut its first line short
-    teach(mock, 60)
-    check_rows(written(), 60)
 
 
 def test_a_budget_stops_the_run_cleanly_and_a_larger_one_goes_on(server, capsys):
@@ -684,7 +614,6 @@ def test_a_dry_run_shows_the_request_without_sending_it(capsys):
     messages = [{"role": "user", "content": "Think {x}: {solutions} %s \\1?!"}]
     assert json.loads(body) == {"model": "mock", "temperature": 0.2, "top_p": 0.9, "stream": False,
                                 "messages": messages}
-    assert not Path("out").exists()
 
 
 # ---- the students as their own teacher ---------------------------------------------------------------------
@@ -692,15 +621,13 @@ def test_a_dry_run_shows_the_request_without_sending_it(capsys):
 def test_distinct_correct_samples_become_annotations_until_there_are_enough(monkeypatch, capsys):
     samples = {"p-0": ["A?", "wrong answer", "no answer", "wrong equation", "A?", "Old?", "B?"],
                "p-1": ["A?", "wrong answer", "B?"], "p-2": ["wrong answer"] * 7}
-    student, rounds = SimpleNamespace(guidance=None), []  # sampling, whom it is for, rows in the file by then
+    rounds, student = [], SimpleNamespace(guidance=None)
 
     def steps(row, question):
         return [step(question, "So <<{0}+0={0}>>{0}.".format(row["answer"]))]
 
     def solve(problems, procedure, students, sampling):
-        """Sampled solutions, the last problem's first."""
-        n_rows = len(rows_of("new.jsonl")) if Path("new.jsonl").exists() else 0
-        rounds.append((sampling, " ".join(row["id"] for row in problems), n_rows))
+        rounds.append((sampling, [row["id"] for row in problems]))
         for index, row in reversed(list(enumerate(problems))):
             sample = samples[row["id"]][len(rounds) - 1]
             faults = {"wrong answer": {"answer": "-1"}, "no answer": {"answer": None},
@@ -708,26 +635,25 @@ def test_distinct_correct_samples_become_annotations_until_there_are_enough(monk
             yield index, {"steps": steps(row, sample), "answer": row["answer"]} | faults.get(sample, {})
 
     monkeypatch.setattr(annotate, "solve", solve)
-    monkeypatch.setattr(annotate, "load_student", lambda folder, role, rows, device: student)
+    monkeypatch.setattr(annotate, "load_student", lambda *_: student)
     problems = [problem(i) for i in range(3)]
     data.write_problems("f", [row | {"steps": steps(row, "Old?"), "questions": "plain"} for row in problems])
-    argv = "self", "f", "--samples", 7, "--keep", 2, "--temperature", 0.5, "--seed", 2, "--out"
-    call(*argv, "new.jsonl")
-    assert rounds == [((0.5, 0, 1.0, 14 + k), "p-0 p-1 p-2" if k < 3 else "p-0 p-2", n_rows)
-                      for k, n_rows in enumerate([0, 2, 2, 3, 3, 3, 3])]
+    argv = "self", "f", "--samples", 7, "--keep", 2, "--temperature", 0.5, "--seed", 2, "--out", "new.jsonl"
+    call(*argv)
+    assert rounds == [((0.5, 0, 1.0, 14 + k), ["p-0", "p-1", "p-2"] if k < 3 else ["p-0", "p-2"])
+                      for k in range(7)]
     teacher = {"temperature": 0.5, "decomposer": "runs/decomposer", "solver": "runs/solver"}
     assert rows_of("new.jsonl") == [
         problems[i] | {"id": name, "steps": steps(problems[i], question), "teacher": teacher | {"sample": k}}
         for i, name, question, k in ((0, "p-0-self-1", "A?", 1), (0, "p-0-self-2", "B?", 7),
                                      (1, "p-1-self-1", "A?", 1), (1, "p-1-self-2", "B?", 3))]
     assert "6 of 17 samples correct; new annotations for 2 of 3 problems" in capsys.readouterr().out
-    before = Path("new.jsonl").read_bytes()
     with raises("is there already: --force replaces it", 2):
-        call(*argv, "new.jsonl")  # at once, not after hours of sampling
+        call(*argv)  # at once, not after hours of sampling
     student.guidance = "steps"
     with raises("trained with --guidance steps", 2):
-        call(*argv, "other.jsonl")
-    assert len(rounds) == 7 and Path("new.jsonl").read_bytes() == before
+        call(*argv, "--out", "other.jsonl")
+    assert len(rounds) == 7
 
 
 # ---- check -------------------------------------------------------------------------------------------------
@@ -749,14 +675,11 @@ def faults_of(capsys, files, *flags):
 
 
 def test_check_finds_nothing_in_good_files(capsys):
-    data.write_problems("a", [good_row(i) for i in range(50)])
-    data.write_problems("b", [good_row(i, "Bo") for i in range(9)])
-    call("check", "a", "b")
-    assert capsys.readouterr().out == "".join(
-        f"{name}: {n} problems, {n} steps, {n} calculator annotations; wrong: nothing\n"
-        for name, n in (("a", 50), ("b", 9)))
+    data.write_problems("good", [good_row(i) for i in range(50)])
     call("--train", 300, "--valid", 20, "--test", 20, "--out", "t")
-    call("check", *(f"t/{split}.jsonl" for split in annotate.SPLITS))
+    call("check", "good", *(f"t/{split}.jsonl" for split in annotate.SPLITS))
+    out = capsys.readouterr().out
+    assert "good: 50 problems, 50 steps, 50 calculator annotations; wrong: nothing\n" in out
 
 
 def test_check_names_each_fault_and_counts_it(capsys):
@@ -791,10 +714,9 @@ def test_check_counts_a_file_that_cannot_be_read_and_goes_on(capsys):
 # ---- bad usage ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("argv, message", [
-    ("--level 9", "--level: invalid choice: 9"), ("--steps 5-2", "--steps: 5-2"),
-    ("--steps many", "--steps: many"), ("--train 0", "--train: 0"), ("--made-up 1.5", "--made-up: 1.5"),
-    ("--seed x", "--seed"), ("--nonsense", "--nonsense"), ("svampp", "invalid choice: 'svampp'"),
-    ("gsm8k", "required: FILE"), ("check", "required: FILE"), ("teacher x", "required: --url, --model"),
+    ("--level 9", "--level: invalid choice: 9"), ("--steps 5-2", "--steps: 5-2"), ("--nonsense", "--nonsense"),
+    ("--train 0", "--train: 0"), ("--made-up 1.5", "--made-up: 1.5"), ("svampp", "invalid choice: 'svampp'"),
+    ("gsm8k", "required: FILE"), ("teacher x", "required: --url, --model"),
     ("self x --out y", "expected a file"), ("gsm8k x.jsonl --split 90/10", "is not three numbers"),
     *((f"teacher f.jsonl --model m --url http://h {flags}", message) for flags, message in (
         ("--url localhost:8000", "expected as in http://localhost:8000/v1"),
@@ -812,14 +734,12 @@ def test_bad_usage_is_one_line_and_status_2(argv, message):
 
 
 def test_files_that_differ_and_an_unusable_out_are_left_as_they_are():
-    Path("file").write_text("mine")
-    for out in "file", "file/below":
-        with raises("--out .*file"):
-            call("--out", out)
-    assert Path("file").read_text() == "mine"
     gsm8k_file(GOOD)
-    call("gsm8k", "f", "--out", "out")
-    call("gsm8k", "f", "--out", "out")
+    for out in "f", "f/below":
+        with raises(f"--out {out}: .*f"):
+            call("--out", out)
+    for _ in range(2):
+        call("gsm8k", "f", "--out", "out")
     before = Path("out/train.jsonl").read_bytes()
     gsm8k_file(GOOD[1:])
     with raises(r"train.jsonl is there already .*--force", 2):

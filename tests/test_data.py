@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from data import (END, LETTERS, ROLES, Letters, Tokenizer, UserError, calculator_result, encode_problems,
+from data import (END, ROLES, Letters, Tokenizer, UserError, calculator_result, encode_problems,
                   make_batch, merge_steps, plan_batches, read_problems, segments)
 from model import GPT, GPTConfig, init_weights
 
@@ -142,21 +142,12 @@ def test_letters_for_numbers_as_people_write_them(problem, lines, hidden):
     assert len(letters.numbers) == letters.n_mentioned and letters.hide("9") == "9"
 
 
-def test_numbers_beyond_the_alphabet_stay_numbers():
-    letters = Letters(" ".join(str(1000 + k) for k in range(30)))
-    assert letters.problem == " ".join([*LETTERS, *(str(1000 + k) for k in range(len(LETTERS), 30))])
-    assert letters.hide("<<1000+1029=2029>>2029") == "<<α+1029=2029>>2029"
-    assert calculator_result("<<α+1029=".encode(), letters) == "2029>>"
-
-
-def test_the_calculator_computes_with_letters():
+def test_the_calculator_computes_with_letters_the_larger_number_first():
+    """In a difference, and in a quotient that is then a whole number."""
     letters = Letters("He has 12 pens in 3 boxes.")
     assert calculator_result("<<α*β=".encode(), letters) == "γ>>" and letters.show("<<γ/2>>") == "<<36/2>>"
     assert calculator_result("<<(γ-α)/2=".encode(), letters) == "δ>>" and letters.show("δ") == "12"
     assert calculator_result("<<α+ω=".encode(), letters) is None  # ω stands for nothing
-
-
-def test_the_larger_of_two_numbers_comes_first_in_a_difference_and_in_a_whole_quotient():
     letters = Letters("He has 3, 12 and 7.")
     for written, shown in (("<<α-β=", "<<12-3="), ("<<β-α=", "<<12-3="), ("<<α/β=", "<<12/3="),
                            ("<<γ/β=", "<<7/12="), ("<<α-β-γ=", "<<3-12-7="), ("α-β", "3-12")):
@@ -187,16 +178,13 @@ def test_merged_steps_keep_all_solutions_and_the_last_questions():
                 for n in (1, 2, 3, 4) for _ in range(50)]
     merged = merge_steps(problems, 0.5, seed=3)
     assert merged == merge_steps(problems, 0.5, seed=3) and merge_steps(problems, 0.0, seed=3) == problems
-    lost = Counter()
     for before, after in zip(problems, merged, strict=True):
         solutions, questions = ([step[key] for step in before["steps"]] for key in ("solution", "question"))
         n = len(questions) - len(after["steps"])  # questions that are gone
         assert [step["question"] for step in after["steps"]] == questions[n:]
         merged_one = " ".join(solutions[:n + 1])
         assert [step["solution"] for step in after["steps"]] == [merged_one, *solutions[n + 1:]]
-        lost[len(questions), n] += 1
-    assert lost.keys() == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)}
-    assert 50 < sum(n for (_, gone), n in lost.items() if gone) < 100  # of 150
+    assert 50 < sum(before != after for before, after in zip(problems, merged)) < 100  # of 150 with several
 
 
 def test_a_batch_weighs_the_next_token_of_each_position():
@@ -229,54 +217,68 @@ def test_every_sequence_is_in_one_batch_within_the_budget(budget):
 
 # ---- answers -----------------------------------------------------------------------------------------------
 
-def check(function, expected):
-    """Compare what a function returns with {its argument, or a tuple of them: what it should return}."""
-    assert {args: function(*args if isinstance(args, tuple) else [args]) for args in expected} == expected
+def count_invalid(solution):
+    return len(list(data.invalid_annotations(solution)))
 
 
-def test_a_number_is_read_as_people_write_it():
-    check(data.parse_number, {
+@pytest.mark.parametrize("function, expected", [  # {what a function gets, or a tuple of it: what it returns}
+    (data.parse_number, {
         "70,000": 70000, "70000.0": 70000, "$70,000": 70000, "$70000.": 70000, "1,234,567.50": 1234567.5,
-        "1/2": 0.5, "1 1/2": 1.5, "-1 1/2": -1.5, "½": 0.5, "1½": 1.5, "-½": -0.5, "+7": 7, "\u22125": -5, "-$5": -5,
-        "$-5": -5, "\\$9{,}500": 9500, "12\u202f000": 12000, "12\u00a0000": 12000, "12\\,000": 12000,
-        "\\frac{1}{2}": 0.5, "2\\tfrac{1}{4}": 2.25, "50%": 50, ".5": 0.5, "€3.20": Fraction("3.2"),
-    } | dict.fromkeys(["12,34", "1,2", "1,2345", "1234,567", "1/0", "5 apples", "--5", "", "9" * 5000, "٣",
-                       "1 2", "1.2.3", "0x10"]))
-
-
-def test_answers_are_compared_as_numbers_where_both_are():
-    for a, b, same in (
-            ("1,2", "12", False), ("12,34", "1234", False), ("1/2", "0.5", True), ("1 1/2", "1.5", True),
-            ("+7", "7", True), ("\u22125", "-5", True), ("-5", "5", False), ("Yes.", "true", True),
-            ("no", "False", True), ("yes", "no", False), ("Paris", "paris.", True), ("12", "12.0", True),
-            ("1,2", "1,2", True), ("0.1", "1/10", True), ("$5", "5%", True)):
-        check(data.same_answer, {(a, b): same, (b, a): same})
-
-
-def test_numbers_in_a_text_have_their_signs():
-    assert data.numbers_in("from 10-5 to -3, 1,234.5 and -$7; 1/2, 3 1/3; a5 (-2) 8 - 4 = \u22124") == [
-        10, 5, -3, 1234.5, -7, 0.5, Fraction(10, 3), -2, 8, 4, -4]
-
-
-def test_a_solution_states_an_answer_as_one_of_its_numbers_or_in_its_words():
-    check(data.states_answer, {
+        "1/2": 0.5, "1 1/2": 1.5, "-1 1/2": -1.5, "½": 0.5, "1½": 1.5, "-½": -0.5, "+7": 7, "\u22125": -5,
+        "$-5": -5, "-$5": -5, "\\$9{,}500": 9500, "12\u202f000": 12000, "12\u00a0000": 12000, "50%": 50,
+        "12\\,000": 12000, "\\frac{1}{2}": 0.5, "2\\tfrac{1}{4}": 2.25, ".5": 0.5, "€3.20": Fraction("3.2")}),
+    (data.parse_number, dict.fromkeys(["12,34", "1,2", "1,2345", "1234,567", "1/0", "5 apples", "--5", "", "٣",
+                                       "9" * 5000, "1 2", "1.2.3", "0x10"])),
+    (data.numbers_in, {"from 10-5 to -3, 1,234.5 and -$7; 1/2, 3 1/3; a5 (-2) 8 - 4 = \u22124": [
+        10, 5, -3, 1234.5, -7, 0.5, Fraction(10, 3), -2, 8, 4, -4]}),
+    (data.same_answer, {
+        ("1,2", "12"): False, ("12,34", "1234"): False, ("1/2", "0.5"): True, ("1 1/2", "1.5"): True,
+        ("+7", "7"): True, ("-5", "\u22125"): True, ("-5", "5"): False, ("Yes.", "true"): True,
+        ("no", "False"): True, ("yes", "no"): False, ("paris.", "Paris"): True, ("12", "12.0"): True,
+        ("1,2", "1,2"): True, ("0.1", "1/10"): True, ("$5", "5%"): True}),
+    (data.states_answer, {  # as one of its numbers, or in its words
         ("It is -5 degrees.", "5"): False, ("It is -5 degrees.", "-5"): True,
         ("10-5 = <<10-5=5>>5 left.", "5"): True, ("<<3*4=12>> He buys 12 apples.", "12"): True,
         ("He buys 120 apples.", "12"): False, ("That is $1,200.", "1200"): True,
         ("They eat 3/4 of it.", "0.75"): True, ("So the answer is no.", "no"): True,
-        ("Nobody knows.", "no"): False, ("It is 1.5 m.", "5"): False, ("It costs 5.", "5"): True,
-        ("Use <<2+3=5>>the sum.", "5"): True})
-
-
-def test_a_reply_gives_its_answer_behind_the_last_equals_sign_and_before_brackets():
-    check(data.matches_answer, {
+        ("Nobody knows.", "no"): False, ("It is 1.5 m.", "5"): False, ("Use <<2+3=5>>the sum.", "5"): True}),
+    (data.matches_answer, {  # behind the last equals sign, before brackets
         ("m+n = 256+37 = 293", "293"): True, ("m+n = 256+37 = 293", "256"): False,
         ("12 apples (3 boxes of 4)", "12"): True, ("12 apples (3 boxes of 4)", "3"): False,
-        ("So the answer is no.", "no"): True, ("No - it sinks", "no"): True, ("No - it sinks", "yes"): False,
-        ("Yes, it could", "yes"): True, ("The answer is 5.", "5"): True, ("$9,500.", "9500"): True,
-        ("about 12 or 13", "12"): False, ("12 [each]", "12"): True, ("x = 3 1/2 hours", "3.5"): True,
-        ("5 hours, since 10/2 = 5", "5"): True, ("no", "yes"): False, ("-5 degrees", "5"): False,
-        ("true", "yes"): True})
+        ("No - it sinks", "no"): True, ("No - it sinks", "yes"): False, ("Yes, it could", "yes"): True,
+        ("The answer is 5.", "5"): True, ("about 12 or 13", "12"): False, ("-5 degrees", "5"): False,
+        ("x = 3 1/2 hours", "3.5"): True, ("5 hours, since 10/2 = 5", "5"): True, ("12 [each]", "12"): True,
+        ("$9,500.", "9500"): True, ("So the answer is no.", "no"): True, ("true", "yes"): True}),
+    (data.calculate, {  # GSM8K's expressions, and nothing else
+        "3*(4+1.5)": "16.5", "1,200*2": "2400", "5%*20": "1", "$7.50/2": "3.75", "100/3": "33.33",
+        "1/8": "0.125", "20/5%": "400", "12345678901234567.5*2": "24691357802469135", "05*2": "10",
+        "7//2": "3", "-3+-(2)": "-5", "\u22125+2": "-3", "0-0.001": "-0.001", "6/½": "12", "9/6/2": "0.75"}),
+    (data.calculate, dict.fromkeys(["3,5*2", "1/0", "2**3", "", "1+", "(1", "a+1", "1 2", "9" * 101])),
+    (data.calculator_result, {b"Bo has <<12+3=": "15>>"} | dict.fromkeys(  # behind an open annotation alone
+        [b"12+3=", b"<<12+3", b"<<12+3=15>>15 =", b"<<x+3=", "<<½é=".encode()[:-2]])),
+    (count_invalid, dict.fromkeys(["He has <<3+4=7>>7.", "<<10/3=3.33>>3.33", "<<10/3=3.3>>", "None here.",
+                                   "<<1000*2=2000>>2,000 of them", "<<5-10=-5>>-5 degrees"], 0)),
+    (count_invalid, dict.fromkeys(["He has <<3+4=8>>8.", "He has <<3+4=7>>8.", "He has <<3+4=7.",
+                                   "<<10/3=3.5>>", "<<a=3>>"], 1)),
+    (data.annotate_equations, {text: text for text in (  # what is not certainly an equation stays as it is
+        "10/4 = 2 remainder 2", "10/3 = 3 1/3 hours", "10/4 = 2 R2", "10/4 = 2, r 2", "10/3 = 3.33...",
+        "10/4 = 2 with 2 left over", "3 1/2 * 2 = 7", "7/2 = 3 and a half", "7/2 = 3½ cups", "3:30 - 1 = 2",
+        "3/4 = 75%", "2^3*4 = 32", "10/3 ≈ 3.3")}),
+    (data.annotate_equations, {
+        "3 x 4 = $12 in all.": "3 x 4 = $<<3*4=12>>12 in all.", "10 ÷ 4 = 2.5": "10 ÷ 4 = <<10/4=2.5>>2.5",
+        "He has <<3+4=7>>7 and 7 - 2 = 5.": "He has <<3+4=7>>7 and 7 - 2 = <<7-2=5>>5.",
+        "1,200 + 300 = 1,500.": "1,200 + 300 = <<1200+300=1500>>1,500.",
+        "3*4 = 12 and 2*3 = 6": "3*4 = <<3*4=12>>12 and 2*3 = <<2*3=6>>6",
+        "10/3 = 3.33 hours": "10/3 = <<10/3=3.33>>3.33 hours", "5-10 = -5": "5-10 = <<5-10=-5>>-5",
+        "2*3 = 6 = 5+1": "2*3 = <<2*3=6>>6 = 5+1"})])
+def test_numbers_answers_and_equations_are_read_as_people_write_them(function, expected):
+    assert {args: function(*args if isinstance(args, tuple) else [args]) for args in expected} == expected
+
+
+@pytest.mark.parametrize("wrong", ["3*4 = 13", "10 + 5 = $16.", "2*3 = 7 apples", "100/4 = 20"])
+def test_a_plain_equation_that_does_not_compute_gets_no_annotation(wrong):
+    with pytest.raises(ValueError, match="does not compute"):
+        data.annotate_equations(wrong)
 
 
 def test_the_calculator_computes_what_python_does_in_fractions():
@@ -293,44 +295,6 @@ def test_the_calculator_computes_what_python_does_in_fractions():
             continue
         tolerance = 0 if (value * 10 ** 4).denominator == 1 else Fraction(1, 200)
         assert abs(Fraction(data.calculate(expression)) - value) <= tolerance
-
-
-def test_the_calculator_takes_gsm8ks_expressions_and_nothing_else():
-    check(data.calculate, {
-        "3*(4+1.5)": "16.5", "1,200*2": "2400", "5%*20": "1", "$7.50/2": "3.75", "100/3": "33.33",
-        "1/8": "0.125", "20/5%": "400", "12345678901234567.5*2": "24691357802469135", "05*2": "10",
-        "7//2": "3", "-3+-(2)": "-5", "\u22125+2": "-3", "0-0.001": "-0.001",
-        "6/½": "12", "6/\\frac{1}{2}": "12", "9/6/2": "0.75",
-    } | dict.fromkeys(["3,5*2", "12,34+1", "1/0", "2**3", "", "1+", "(1", "a+1", "1 2", "9" * 101]))
-
-
-def test_the_calculator_has_its_turn_behind_an_open_annotation_alone():
-    check(data.calculator_result, {b"Bo has <<12+3=": "15>>"} | dict.fromkeys(
-        [b"12+3=", b"<<12+3", b"<<12+3=15>>15 =", b"<<x+3=", "<<½é=".encode()[:-2]]))
-
-
-def test_invalid_annotations_are_found():
-    valid = ["He has <<3+4=7>>7.", "<<10/3=3.33>>3.33", "<<10/3=3.3>>", "None here.",
-             "<<1000*2=2000>>2,000 of them", "<<5-10=-5>>-5 degrees"]
-    invalid = ["He has <<3+4=8>>8.", "He has <<3+4=7>>8.", "He has <<3+4=7.", "<<10/3=3.5>>", "<<a=3>>"]
-    check(lambda solution: len(list(data.invalid_annotations(solution))),
-          dict.fromkeys(valid, 0) | dict.fromkeys(invalid, 1))
-
-
-def test_a_plain_equation_gets_its_annotation_and_what_is_not_certainly_one_stays_as_it_is():
-    unsure = ["10/4 = 2 remainder 2", "10/3 = 3 1/3 hours", "10/4 = 2 R2", "10/4 = 2, r 2", "10/3 = 3.33...",
-              "10/4 = 2 with 2 left over", "3 1/2 * 2 = 7", "7/2 = 3 and a half", "7/2 = 3½ cups",
-              "3:30 - 1 = 2", "3/4 = 75%", "2^3*4 = 32", "10/3 ≈ 3.3"]
-    check(data.annotate_equations, dict(zip(unsure, unsure)) | {
-        "3 x 4 = $12 in all.": "3 x 4 = $<<3*4=12>>12 in all.", "10 ÷ 4 = 2.5": "10 ÷ 4 = <<10/4=2.5>>2.5",
-        "He has <<3+4=7>>7 and 7 - 2 = 5.": "He has <<3+4=7>>7 and 7 - 2 = <<7-2=5>>5.",
-        "1,200 + 300 = 1,500.": "1,200 + 300 = <<1200+300=1500>>1,500.",
-        "3*4 = 12 and 2*3 = 6": "3*4 = <<3*4=12>>12 and 2*3 = <<2*3=6>>6",
-        "10/3 = 3.33 hours": "10/3 = <<10/3=3.33>>3.33 hours", "5-10 = -5": "5-10 = <<5-10=-5>>-5",
-        "20-8 = 12 left": "20-8 = <<20-8=12>>12 left", "2*3 = 6 = 5+1": "2*3 = <<2*3=6>>6 = 5+1"})
-    for wrong in "3*4 = 13", "10 + 5 = $16.", "2*3 = 7 apples", "100/4 = 20":
-        with pytest.raises(ValueError, match="does not compute"):
-            data.annotate_equations(wrong)
 
 
 def test_the_calculator_equals_gsm8ks_annotations():

@@ -171,18 +171,6 @@ def test_prepacked_matrices_give_the_same_logits():
 
 # ---- folders ---------------------------------------------------------------------------------------------
 
-def test_an_opened_model_holds_no_view_of_its_file_unless_it_is_mapped(tmp_path):
-    """So that it can be trained into the folder that it came from where a mapped file cannot be replaced."""
-    small_model().save_pretrained(tmp_path)
-    maps, path = Path("/proc/self/maps"), str(tmp_path / "model.safetensors")
-    if not maps.exists():
-        pytest.skip("no /proc/self/maps on this system")
-    opened = GPT.from_pretrained(tmp_path)
-    assert path not in maps.read_text()
-    mapped = GPT.from_pretrained(tmp_path, mapped=True)
-    assert path in maps.read_text() and torch.equal(mapped.wte.weight, opened.wte.weight)
-
-
 def named(model, prefix="transformer."):
     return {prefix + name: p.detach() for name, p in model.named_parameters()}
 
@@ -277,24 +265,21 @@ FAULTS = {  # {file: [(its content, or a function of what it was, what is said a
         (lambda raw: raw[:5], CORRUPT + ": 5 bytes"), (lambda raw: raw[:-4], CORRUPT),
         (lambda raw: raw + b"more", CORRUPT), (lambda raw: raw[:8] + b"}" + raw[9:], CORRUPT),
         (lambda raw: (2 ** 60).to_bytes(8, "little") + raw[8:], CORRUPT),
-        *((replaced(b'"shape":[64]', b'"shape":' + shape), CORRUPT)
-          for shape in (b"[65]", b"[-4]", b'"64"', b"6.4 ", b"null")),
-        *((replaced(b'_offsets":[0,', b'_offsets":[' + first), CORRUPT) for first in (b"4,", b"[ ")),
+        (replaced(b'"shape":[64]', b'"shape":[65]'), CORRUPT),
+        (replaced(b'"shape":[64]', b'"shape":null'), CORRUPT),
+        (replaced(b'_offsets":[0,', b'_offsets":[4,'), CORRUPT),
         (replaced(b'"F32"', b'"F33"'), "model.safetensors: tensor 'transformer.wte.weight' has dtype 'F33'"),
-        (replaced(b'"F32"', b'[1,2]'), "has dtype"), (LFS_POINTER, "model.safetensors: a Git LFS pointer")],
+        (LFS_POINTER, "model.safetensors: a Git LFS pointer")],
     "config.json": [
         (changed(model_type="llama"), "model_type"), (changed(n_head=3), "multiple"),
-        (changed(n_embd=None), "whole number"), (changed(n_head=True), "whole number"),
-        (changed(activation_function="relu"), "activation_function"), (changed(n_layer=3), "missing"),
-        (changed(n_layer=1), "unexpected tensor"), (changed(n_layer=10 ** 9), "n_layer"),
+        (changed(n_embd=None), "whole number"), (changed(activation_function="relu"), "activation_function"),
+        (changed(n_layer=3), "missing"), (changed(n_layer=10 ** 9), "n_layer"),
         (changed(vocab_size=51), "wte.weight is"), (changed(n_inner=17), "n_inner is 17"),
-        (changed(attn_pdrop=0.7), "is 0.7"), (changed(resid_pdrop="no"), "resid_pdrop"),
-        (changed(tie_word_embeddings=False), "tie_word"),
-        (changed(scale_attn_by_inverse_layer_idx=True), "inverse_layer"),
-        (b"[1]", "not a JSON object"), (b"[" * 10 ** 5, "not a JSON object"), (LFS_POINTER, "git lfs pull")],
+        (changed(attn_pdrop=0.7), "is 0.7"), (changed(tie_word_embeddings=False), "tie_word"),
+        (changed(scale_attn_by_inverse_layer_idx=True), "inverse_layer"), (b"[1]", "not a JSON object")],
     "pytorch_model.bin": [
         (saved(Evil()), "nothing but weights"), (b"", "nothing but weights"), (saved([1]), "named weights"),
-        (b"PK\x03\x04", "nothing but weights"), (LFS_POINTER, "a Git LFS pointer")],
+        (LFS_POINTER, "a Git LFS pointer")],
     "model.safetensors.index.json": [(b"{}", "shards are not read")],
 }
 

@@ -10,7 +10,6 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,28 +168,11 @@ def test_muon_is_momentum_with_its_singular_values_set_to_one(shape):
     assert distances[0] < 0.25 and distances[1] < 0.1
 
 
-def test_tokens_that_never_occur_stay_apart():
-    """A student from scratch can copy a word that it never saw only if it can tell its tokens from others."""
-    model = init_weights(GPT(GPTConfig(300, 32, 2, 2, 32)), 0)
-    draw, start = torch.Generator().manual_seed(0), model.wte.weight[100:].detach().clone()
-    optimizers = train.make_optimizers(model, SimpleNamespace(optimizer="muon", lr=3e-3, weight_decay=0.1))
-    for _ in range(300):
-        half = torch.randint(100, (8, 16), generator=draw)
-        ids = torch.cat([half, half], 1)  # each token again, 16 later
-        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        train.optimizer_step(model, optimizers, torch.amp.GradScaler("cpu", enabled=False), 3e-3)
-    unseen = torch.nn.functional.normalize(model.wte.weight[100:].detach())
-    # AdamW's usual epsilon, with decay, gives 0.92 and 0.32 here
-    assert (unseen @ unseen.T).mean() < 0.8 and torch.cosine_similarity(unseen, start).mean() > 0.5
-
-
 def test_the_learning_rate_and_the_loss_on_what_is_only_read_fall_to_nothing():
-    shares = [train.schedule(step, step / 1000, warmup=100) for step in range(1001)]
-    assert shares.index(max(shares)) == 99 and max(shares) == pytest.approx(1, abs=0.03)
-    assert shares[:100] == sorted(shares[:100]) and shares[99:] == sorted(shares[99:], reverse=True)
-    assert (shares[0], shares[500], shares[1000]) == pytest.approx((0.01, 0.5, 0), abs=1e-12)
-    prompt_weights = [train.falling_prompt_weight(0.3, done) for done in (0, 0.5, 0.9, 1)]
-    assert prompt_weights == pytest.approx([0.3, 0.075, 0.003, 0])
+    for rate in (lambda done: train.schedule(10 ** 6, done, warmup=100),
+                 lambda done: train.falling_prompt_weight(1, done)):
+        values = [rate(k / 100) for k in range(101)]
+        assert values == sorted(values, reverse=True) and (values[0], values[-1]) == pytest.approx((1, 0))
 
 
 # ---- from end to end ---------------------------------------------------------------------------------------
@@ -267,13 +249,6 @@ def test_published_weights_and_what_began_so_are_fine_tuned(here, problems):
         args, _ = train.parse_args(["--role", "decomposer", *init.split()])
         train.resolve_args(args)
         assert {flag: getattr(args, flag) for flag in expected} == expected
-    for flags, numbers in (("--role answer", "digits"), ("--role cot --no-calculator", "digits"),
-                           ("--role cot --numbers digits", "digits"), ("--role cot", "letters")):
-        args, _ = train.parse_args(flags.split())
-        train.resolve_args(args)
-        assert args.numbers == numbers
-    Path("ours/student.json").write_text('{"role": "solver"}')  # of a student of ours, before it said so
-    assert not train.is_pretrained(Path("ours")) and train.is_pretrained(Path("published"))
     Path("ours/student.json").write_text("[]")
     with pytest.raises(UserError, match="ours/student.json: not what train.py writes"):
         run("--role decomposer --init ours")
@@ -303,7 +278,7 @@ def test_the_next_command_names_what_is_not_in_its_usual_place(here, capsys):
 # ---- a run, however it is split, stopped and resumed -------------------------------------------------------
 
 def test_micro_batches_and_ranks_change_nothing_but_rounding(here, problems):
-    """20 steps over micro-batches of unequal size, more of them than sequences among them; one thread each."""
+    """20 steps over micro-batches of unequal size, also more of them than sequences; one thread each."""
     flags, one_thread = "--role solver --steps 20 --warmup 5 --batch-tokens 600", {"OMP_NUM_THREADS": "1"}
     runs = [launch("train.py", f"{flags} --grad-accum {n} --out {n}", *TINY, env=os.environ | one_thread)
             for n in (1, 2, 8)]
@@ -394,19 +369,6 @@ def test_resume_takes_the_runs_own_flags_and_refuses_others(here, capsys, proble
     assert err.count("\n") == 1
 
 
-def test_a_longer_resumed_run_is_evaluated_to_its_end(here):
-    run("--role cot --steps 20", *TINY)
-    run("--role cot --steps 60 --resume")
-    assert [row["step"] for row in evaluations("runs/cot")] == [*range(2, 21, 2), *range(24, 61, 6)]
-
-
-def test_evaluations_take_a_tenth_of_a_limited_time(here, monkeypatch):
-    evaluate = train.evaluate
-    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(0.3) or evaluate(*args))
-    run("--role cot --minutes 0.05", *TINY)
-    assert len(evaluations("runs/cot")) == 2  # after a tenth, and at the end
-
-
 def test_epochs_and_patience_end_a_run(here):
     run("--role cot --epochs 3 --batch-tokens 300", *TINY)
     last = about("runs/cot/last")
@@ -431,14 +393,11 @@ def test_epochs_and_patience_end_a_run(here):
     ("--block-size 20", 1,
      "annotations/train.jsonl: no problem fits into the block of 20 tokens (--block-size)\n"),
     ("--minutes 0", 2, "argument --minutes: 0 is no number above 0"),
-    ("--lr nan", 2, "argument --lr: nan is no number above 0"),
     ("--n-embd 100", 2, "--n-embd 100 is no multiple of --n-head 3\n"),
-    ("--grad-accum 0", 2, "argument --grad-accum: 0 is no whole number from 1"),
     ("--epochs 2 --steps 5", 2, "argument --steps: not allowed with argument --epochs"),
     ("--force --resume", 2, "--force and --resume exclude each other\n"),
     ("--no-calculator --numbers letters", 2, "--numbers letters goes with none of --no-calculator,"),
     ("--seed -1", 2, "argument --seed: -1 is no whole number from 0"),
-    ("--vocab-size 100", 2, "argument --vocab-size: 100 is no whole number from 257"),
     ("--tokenizer gpt2 --vocab-size 300", 2, "--vocab-size is that of a learned vocabulary, "),
     ("--guidance steps", 2, "--guidance is for students that ask sub-questions, --role solver asks none\n"),
     ("--role juggler", 2, "argument --role: invalid choice: 'juggler'"),
