@@ -394,6 +394,7 @@ DRAW = {  # drawn where a wording or an equation has them
     "USE": lambda story, f: "use" if f["T"].sort and f["T"].sort in "fghs" else None,
     "DOING": lambda story, f: story.pick(DOINGS),
     "O": lambda story, f: story.other(f["S"]),
+    "M": lambda story, f: story.person(),
     "friends": lambda story, f: Thing(story.pick(SHARERS)),
     "groups": lambda story, f: story.container(f["T"]),
     "things": lambda story, f: story.thing(),
@@ -710,11 +711,11 @@ def relate(story, kind, quantity):
     """Ann has 3 more apples than Tom; or backwards: Tom has 3 more than Ann, and Ann's are asked for."""
     other, way = other_quantity(story, quantity)
     told, ref = (quantity, other) if kind.backwards else (other, quantity)
-    (equation, asks), = kind.steps
     fields = Fields(story, told, **{"a": quantity.value} | reference(story, ref, way))
-    letter = equation[-1]
-    asked = Fields(story, other, **{"a": quantity.value, letter: fields[letter]})
-    value = story.find(equation, asks, asked)
+    asked = Fields(story, other, **{"a": quantity.value} | {equation[-1]: fields[equation[-1]]
+                                                            for equation, _ in kind.steps})
+    for equation, asks in kind.steps:
+        value = story.find(equation, asks, asked)
     named = not kind.backwards or story.level > 1  # backwards, "Tom has 3 more than Ann" is too hard
     is_first = named and len(story.facts) == 1 and story.chance(0.3)  # told before what it is compared with
     follows = story.level == 1 and not is_first and story.facts[-1].fields.quantity is quantity
@@ -1076,10 +1077,12 @@ def try_to_go_on(story, quantity, tries=6):
     """As go_on, again where that is a dead end; the story is then as it was. Raises DeadEnd."""
     for _ in range(tries):
         before = {name: list(one) if isinstance(one, list) else one for name, one in vars(story).items()}
+        used = set(story.words.used)
         try:
             return go_on(story, quantity)
         except DeadEnd:
             vars(story).update(before)
+            story.words.used = used
     raise DeadEnd
 
 
@@ -1359,6 +1362,9 @@ QUESTIONS = {name: read_wordings(text) for name, text in {
     "they have": """How many {T} [DO] {S} have (in all|altogether|together|in total|)? | What [-be] the total
         number of {T}? | How many {T} [-be] that (in all|altogether)? | Find how many {T} {S} [have] (in
         all|altogether).""",
+    "so many times": "How many [-be] {k times} as many?",
+    "so many times money": "How much money [-be] {k times} as much?",
+    "has then": "How many {T} [-DO] {M} have (then|now|in the end|after that)?",
     "the others": "How many {T} [+be] not {adj}?",
     "third kind": """How many {adj3} {T} [+be] there? | How many of the {T} [+be] {adj3}? | How many {T} [+be]
         {adj3}?""",
@@ -1598,8 +1604,9 @@ def comparisons():
 
 
 # The numbers of an equation but a and x are drawn, as DRAW says: b and c any, l less than a, v less than x,
-# g greater than a, d one that divides a, z one that divides x, n a few, m so many in each group, p a price,
-# r a rate, k 3 to 10. A kind of your own is an entry here and, if none of QUESTIONS fits, one there.
+# g greater than a, d one that divides a, z one that divides x, n and w a few, m so many in each group, p and
+# f a price, r a rate, k 2 to 10, h 2. A kind of your own is an entry here and, if none of QUESTIONS fits, one
+# there.
 KINDS = [
     # something changes
     kind("gain", "own", "own", 76, "a + b: now", """
@@ -1692,7 +1699,8 @@ KINDS = [
         {S:him} {y T} and {item2} {b T}. {S} [have] {c T} left."""),
     kind("had before both", "own?", "end", 10, "a - l: before the last; x + b: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. Then {S} [GET] {l more T}. Now {S} [!have] {a T}. | {S}
-        [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}."""),
+        [own] some {T}. After {S} [LOSE] {b} of them and [GET] {l more T}, {S} [have] {a T}. | {S} [LOSE]
+        {b T} and [GET] {l more T}. Now {S} [!have] {a T}."""),
     kind("had before two losses", "own?", "end", 14, "b + c: before the last; x + y: at first", """
         {S} [have] some {T}. {S} [LOSE] {y of T} and then {b} more. {Now_c}. | {S} [have] some {T}. {S} [give]
         {y} of them to {O} and [LOSE] {b} more. {Now_c}. | After {S} [LOSE] {y T} and then another {b}, {S}
@@ -1740,7 +1748,8 @@ KINDS = [
         {g T}."""),
     kind("saves up", "money", "end", 30, "g - a: need; x / z: weeks", """
         {S} [want] to buy {item} for {g T} and [save] {z T} {per}. | {Item} [-cost] {g T}. {S} [save] {z T}
-        {per}. | {S} [need] {g T} for {item} and [earn] {z T} {per}."""),
+        {per}. | {S} [need] {g T} for {item} and [earn] {z T} {per}. | {S} [save] {z T} {per} to buy {item}
+        for {g T}."""),
     kind("wants to do", "act", "end", 8, "g - a: need", """
         {S} [want] to {V} {g T} in all. | {S} [have] to {V} {g T} in all. | {S:'s} goal [-be] to {V} {g T} in
         all. | {S} [hope] to {V} {g T} altogether."""),
@@ -1748,6 +1757,12 @@ KINDS = [
         {S} [want] to {V} {g T} in all. From then on, {S} [V] {z T} {per}. | {S} [have] to {V} {g T} in all
         and [V] {z T} {per} from then on. | {S:'s} goal [-be] to {V} {g T} in all. From then on, {S} [V] {z T}
         each {unit}."""),
+    kind("times and more", "own act money", "other", 16, "a * k: so many times; x + b: same", """
+        {S} [V] {b} more than {k times} as {many} {tail} as {ref:him}. | {S} [V] {b more T} than {k times} the
+        {number} that {ref} {do} {tail}."""),
+    kind("times and less", "own act", "other", 16, "a * k: so many times; x - y: same", """
+        {S} [V] {y} (fewer|less) than {k times} as {many} {tail} as {ref:him}. | {S} [V] {y fewer T} than
+        {k times} the {number} that {ref} {do} {tail}."""),
     # two are put together or set apart; "@": the other one is told as TELL says; "": it was compared before
     kind("together", "own act money there price age weigh", "joint", 60, "a + b: total", "@"),
     kind("together again", "own act money there price age weigh", "joint", 90, "a + b: total", ""),
@@ -1855,7 +1870,14 @@ KINDS = [
         {S} [share] {them} equally among {d friends}. | {S} [give] {them} to {d friends} in equal parts. | {S}
         [split] {them} evenly among {d friends}. | {S} [want] to share {them} equally among {d friends}. |
         {d friends} [+get] {them} from {S:him} in equal shares."""),
+    kind("shares with one who has", "own", "end", 16, "a / d: share; x + b: has then", """
+        {S} [share] {them} equally among {d friends}. One of them, {M}, already [-have] {b T}. | {S} [split]
+        {them} evenly among {d friends}. {M}, one of them, [-have] {b} others."""),
+    kind("shares with one who loses", "own", "end", 16, "a / d: share; x - v: has then", """
+        {S} [share] {them} equally among {d friends}. One of them, {M}, [-LOSE] {v}. | {S} [split] {them}
+        evenly among {d friends}. {M}, one of them, [-LOSE] {v T}."""),
     kind("shares the rest", "own", "end", 26, "a - l: shared; x / z: share", """
+        {l} of {them} [+be] {adj}. {S} [share] (the rest|the others) equally among {z friends}. |
         {S} ([keep] {l} of {them}|[LOSE] {l of T}) and [share] the rest equally among {z friends}. | {S}
         [keep] {l} of {them} and [give] the rest to {z friends} in equal parts. | {S} ([keep] {l} of
         {them}|[LOSE] {l of T}). {z friends} [+get] the rest in equal shares."""),
@@ -1939,7 +1961,8 @@ KINDS = [
     kind("pays a bill for", "shop?", "end", 40, "n * p: pay; i - x: change", """
         {S} [give] the cashier {bill} for {n things} that [+cost] {p money} each. | {S} [pay] with {bill} for
         {n things} at {p money} each. | {S} [BUY] {n things} for {p money} each with {bill}. | {S} [have]
-        {bill} and [BUY] {n things} at {p money} each."""),
+        {bill} and [BUY] {n things} at {p money} each. | {S} [pay] for {n things} with {bill}. (Each|One)
+        {thing} [-cost] {p money}."""),
     kind("splits the cost", "spent", "end", 30, "a / d: each pays", """
         {d friends} [+share] the cost (equally|evenly). | The cost [-be] (split|shared) equally among
         {d friends}. | {d friends} [+split] the cost evenly. | {d friends} [+pay] for it together, each the
@@ -1949,7 +1972,8 @@ KINDS = [
         started with {g T}. | There was {g T} in {S:'s} (purse|wallet) (at first|before that)."""),
     kind("buys from money", "money", "money", 40, "n * p: pay; a - x: left", """
         {S} [buy] {n things} for {p T} each. | {S} [buy] {n things}. Each {thing} [-cost] {p T}. | {S} [buy]
-        {n things} at {p T} each. | One {thing} [-cost] {p T}. {S} [buy] {n of things}."""),
+        {n things} at {p T} each. | (One|Each) {thing} [-cost] {p T}. {S} [buy] {n of things}. | {S} [buy]
+        {n things} that [+cost] {p T} each."""),
     kind("can afford", "money", "end", 40, "a / d: can buy", """
         (One {thing}|{A_thing}|Each {thing}) [-cost] {d T}. | The price of one {thing} [-be] {d T}. | {Things}
         [+cost] {d T} each. | {S} [want] to buy {things} that [+cost] {d T} each."""),
@@ -1969,7 +1993,8 @@ KINDS = [
         {b more T} {per}. | {Each_unit}, {S} [V] {r T} and {O} [-V] {b more T}."""),
     kind("times as many a day", "rate?", "end", 14, "r * k: rate of the other; x * n: other in time", """
         {S} [V] {r T} {per}. {O} [-V] {k times} as {many} {per} as {S:him}. | {S} [V] {r T} {per}, and {O}
-        [-V] {k times} as {many}."""),
+        [-V] {k times} as {many}. | {Each_unit}, {S} [V] {r T} and {O} [-V] {k times} as {many}. | {O} [-V]
+        {k times} as {many} {per} as {S:him}. {S} [V] {r T} {per}."""),
     kind("still to do", "rate?", "end", 40, "r * n: in time; g - x: need act", """
         {S} [have] to {V} {g T}. {S} [V] {r T} {per} for {n units}. | {S} [want] to {V} {g T} in all. For
         {n units}, {S} [V] {r T} {per}. | {S:'s} goal [-be] to {V} {g T}. {Each_unit}, {S} [V] {r T}, for
@@ -1986,7 +2011,7 @@ KINDS = [
         {u T}. | {S} [V] {u T} in {n units}, the same number every {unit}."""),
     kind("in another time", "rate?", "end", 20, "u / n: rate; x * w: in other time", """
         {S} [V] {u T} in {n units}. | In {n units}, {S} [V] {u T}. | It [-take] {S:him} {n units} to {V}
-        {u T}."""),
+        {u T}. | {S} [can] {V} {u T} in {n units}. | {S} [need] {n units} to {V} {u T}."""),
     kind("is paid for each", "act", "end", 14, "a * p: earns", """
         {S} [get] {p money} for each {T1}. | For each {T1}, {S} [get] {p money}. | {S} [be] paid {p money} for
         every {T1}. | {O} [-pay] {S:him} {p money} for each {T1}."""),
@@ -2221,8 +2246,8 @@ FITTING = by_sort(  # the adjectives of a thing
     a="white brown black big small medium old gray large new",
     g="red green yellow blue ripe unripe fresh dried big small medium large sweet sour white black",
     other="""medium red blue green yellow big small old new white black long short wooden plastic large round
-square plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty shiny
-dull thick thin orange dark used""")
+square plain striped brown gray pink purple heavy light cheap expensive broken whole gold silver clean dirty
+shiny dull thick thin orange dark used""")
 CONTAINERS = by_sort(
     f="box bag plate jar tray basket packet tin bowl", g="basket crate bag box sack bowl bucket carton",
     t="box bag jar pack drawer tin pile bin", s="box pack drawer folder stack carton bag",

@@ -41,11 +41,11 @@ from model import GPT, PUBLISHED, GPTConfig, download_published, init_weights
 
 # Defaults, by how a student starts. From scratch it has to learn to read, from the problems themselves, at a
 # high rate. What was pretrained is fine-tuned as in the paper.
-FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "prompt_loss_weight": 0.3, "merged_steps": 0.6,
-                "numbers": "letters"}
+FROM_SCRATCH = {"optimizer": "muon", "lr": 5e-3, "weight_decay": 0.3, "prompt_loss_weight": 0.1,
+                "merged_steps": 0.6, "numbers": "letters"}
 FROM_A_STUDENT = FROM_SCRATCH | {"lr": 2e-3}
-FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "prompt_loss_weight": 0.0, "merged_steps": 0.0,
-               "numbers": "digits"}
+FINE_TUNING = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.1, "prompt_loss_weight": 0.0,
+               "merged_steps": 0.0, "numbers": "digits"}
 NEW_MODEL = {"tokenizer": "learned", "block_size": 512, "n_layer": 3, "n_embd": 96, "dropout": 0.0}
 
 
@@ -79,15 +79,15 @@ def build_parser():
     add("--patience", type=whole_number(1), metavar="N",
         help="stop when N evaluations, of ten in all, brought no improvement")
     add("--save-minutes", type=number(0, above=True), default=5.0, help="between checkpoints (%(default)s)")
-    add("--batch-tokens", type=whole_number(1), help="of a step, padding included (1024; 8192 with CUDA)")
+    add("--batch-tokens", type=whole_number(1), help="of a step, padding included (2048; 8192 with CUDA)")
     add("--grad-accum", type=whole_number(1), default=1, metavar="N", help="micro-batches of a step (1)")
     add("--optimizer", choices=["muon", "adamw"], help="(muon; to fine-tune adamw)")
     add("--lr", type=number(0, above=True),
         help="peak learning rate (0.005; from a student of ours 0.002; to fine-tune 5e-5)")
     add("--warmup", type=whole_number(0), default=100, help="optimizer steps (%(default)s)")
-    add("--weight-decay", type=number(0), default=0.1, help="(%(default)s)")
+    add("--weight-decay", type=number(0), help="(0.3; to fine-tune 0.1)")
     add("--prompt-loss-weight", type=number(0),
-        help="weight of the loss on what the student only reads, falling to 0 (from 0.3; to fine-tune 0)")
+        help="weight of the loss on what the student only reads, falling to 0 (from 0.1; to fine-tune 0)")
     add("--merged-steps", type=number(0, 1), metavar="SHARE",
         help="of a solver's problems, in which it takes steps that nobody asks for (0.6; to fine-tune 0)")
     add("--numbers", choices=["letters", "digits"],
@@ -112,7 +112,7 @@ def resolve_args(args):
     args.device = get_device(args.device)
     on_gpu = args.device.type == "cuda"
     bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    defaults = {"batch_tokens": 8192 if on_gpu else 1024,
+    defaults = {"batch_tokens": 8192 if on_gpu else 2048,
                 "dtype": "bfloat16" if bfloat16 else "float16" if on_gpu else "float32"}
     if args.force and args.resume:
         raise UserError("--force and --resume exclude each other", 2)

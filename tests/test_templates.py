@@ -124,6 +124,8 @@ ANSWERS = {
     "i - n * p": "pays a bill for: change",
     "u / n * w": "in another time: in other time",
     "have * p": "is paid for each: earns",
+    "have / d + b": "shares with one who has: has then",
+    "have / d - v": "shares with one who loses: has then",
     "(a + b) * 2": "around",
     "a * 4": "around a square: around",
     "a * b": "area",
@@ -202,6 +204,9 @@ class World:
         if comparison in COMPARISONS:
             k = next((known[letter] for letter in "blpkj" if letter in known), None)
             return self.compare(about(f), compared_with(f), *COMPARISONS[comparison](k))
+        if kind in ("times and more", "times and less"):
+            more = known["b"] if kind == "times and more" else -known["y"]
+            return self.compare(about(f), compared_with(f), known["k"], more)
         known |= {"have": self.get(who, what, when), "spent": self.spent[who], "legs": LEGS.get(f["T"].one)}
         for target, expression in EFFECTS[kind]:
             if "have" in expression and known["have"] is None:
