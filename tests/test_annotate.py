@@ -150,11 +150,11 @@ def test_svamp_equations_become_steps(capsys):
 
 
 @pytest.mark.parametrize("row, problem, answer, steps", [
-    ('"Mrs. Hilt \'s dog did n\'t eat $ number0 , number1 % of number2 . If Bo \u2019 s goes , what is it ?",'
+    ('"Mrs. Hilt \'s dog did n\'t eat $ number0 , number1 % of number2 . If Bo \u2019 s go , what is it ?",'
      "1.5 5.0 80.0,- * number1 + number2 1.0 number0,403.5",
-     "Mrs. Hilt's dog didn't eat $1.5, 5% of 80. If Bo's goes, what is it?", "403.5",
+     "Mrs. Hilt's dog didn't eat $1.5, 5% of 80. If Bo's go, what is it?", "403.5",
      [step("What is 80 + 1?", "<<80+1=81>>81"), step("What is 5 * 81?", "<<5*81=405>>405"),
-      step("If Bo's goes, what is it?", "<<405-1.5=403.5>>403.5")]),
+      step("If Bo's go, what is it?", "<<405-1.5=403.5>>403.5")]),
     ('"Tom won number0 , playing \' whack a mole \' ( twice ) . What is one half - dollar of the girls \' ?",'
      "6.0,number0,6",
      "Tom won 6, playing 'whack a mole' (twice). What is one half-dollar of the girls'?", "6",
@@ -209,20 +209,23 @@ def test_another_file_than_the_command_needs_is_one_line_that_tells(command, con
     ("Question {}:", "Solution {}:", "Answer:"), ("Q{}:", "A{}:", "Answer:"), ("Q:", "A:", "A:"),
     ("Sub question ({}):", "Solution ({}):", "####"), ("Step {}: Question:", "Solution:", "Answer:\n####"),
     ("**Question {}.**", "**Solution {}.**", "**Answer.**"), ("Question {}:", "Answer {}:", "Final answer:"),
-    ("Question [{}] \u2013", "Solution [{}] -", "The final answer is:"), (" - Q:", " - Answer:", "Answer:"),
+    ("Question [{}]:", "Solution [{}]:", "The final answer is:"), (" - Question:", " - Answer:", "Answer:"),
+    ("Question {} \u2013", "Solution {} -", "Answer:"),
     ("{}. Question {}\uff1a", "Solution #{}\uff1a", "### Answer\uff1a"),
     ("### Sub-question\u202f{}\n", "### Solution\n", "**Final Answer**:"),
     ("> **Question {}:**", "> Solution {})", "> Answer:")])
 @pytest.mark.parametrize("before, answer_4, after", [  # what a chat model adds
-    ("", "4", ""), ("Sure!\r\n\r\n", "\\(\\boxed{4}\\)", "\r\nQuestion 3: e?"), ("```\n", "`4`", "\n```"),
+    ("", "4", ""), ("Sure!\n\n", "\\(\\boxed{4}\\)", "\nQuestion 3: e?"), ("```\n", "`4`", "\n```"),
     ("<think>\nQuestion 1: x?\nSolution 1: y\nAnswer: 5\n</think>\n", "**4**", "\n\nLet me know!"),
     ("\ufeff[THINK]hm[/THINK]", "4<|im_end|>", ""),
     ("<|channel|>analysis ... <|channel|>final<|message|>", "$\\boxed{\\text{4}}$", "")])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_dialogue_is_read_however_a_model_labels_and_adorns_it(
-        question, solution, answer, before, answer_4, after):
+        question, solution, answer, before, answer_4, after, end):
     lines = [f"{label.format(k, k)} {text}" for k, texts in enumerate((("a\nb?", "**c**"), ("d?", "e")), 1)
              for label, text in zip((question, solution), texts)]
-    steps, said = annotate.read_dialogue(before + "\n".join([*lines, f"{answer} {answer_4}"]) + after)
+    reply = before + "\n".join([*lines, f"{answer} {answer_4}"]) + after
+    steps, said = annotate.read_dialogue(reply.replace("\n", end))
     assert steps == [step("a b?", "c"), step("d?", "e")] and said == "4"
 
 
@@ -714,8 +717,8 @@ def test_check_counts_a_file_that_cannot_be_read_and_goes_on(capsys):
 # ---- bad usage ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("argv, message", [
-    ("--level 9", "--level: invalid choice: 9"), ("--steps 5-2", "--steps: 5-2"), ("--nonsense", "--nonsense"),
-    ("--train 0", "--train: 0"), ("--made-up 1.5", "--made-up: 1.5"), ("svampp", "invalid choice: 'svampp'"),
+    ("--level 9", "--level: invalid choice: 9"), ("--steps 5-2", "--steps: 5-2"), ("--train 0", "--train: 0"),
+    ("--made-up 1.5", "--made-up: 1.5"), ("--nonsense", "--nonsense"), ("svampp", "invalid choice: 'svampp'"),
     ("gsm8k", "required: FILE"), ("teacher x", "required: --url, --model"),
     ("self x --out y", "expected a file"), ("gsm8k x.jsonl --split 90/10", "is not three numbers"),
     *((f"teacher f.jsonl --model m --url http://h {flags}", message) for flags, message in (
@@ -736,7 +739,7 @@ def test_bad_usage_is_one_line_and_status_2(argv, message):
 def test_files_that_differ_and_an_unusable_out_are_left_as_they_are():
     gsm8k_file(GOOD)
     for out in "f", "f/below":
-        with raises(f"--out {out}: .*f"):
+        with raises(f"--out {out}: "):
             call("--out", out)
     for _ in range(2):
         call("gsm8k", "f", "--out", "out")

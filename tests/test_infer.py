@@ -335,6 +335,13 @@ def test_answers_win_by_the_probability_of_their_dialogues(dialogues, winner):
         assert found.get("votes") == (answers if any(answers) else None)
 
 
+@pytest.mark.parametrize("problem, result, doubtful", [
+    ("Tom has 5 apples.", "3", False), ("Tom has $5.", "-3", True), ("Tom has 5 apples.", "2.5", True),
+    ("The price is 5.", "2.5", False), ("A rope of 2.5 meters.", "1.25", False), ("1/2 of it", "2.5", False)])
+def test_results_below_zero_or_with_decimals_are_doubtful(problem, result, doubtful):
+    assert infer.is_doubtful({"problem": problem}, dialogue(result)) == doubtful
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Run the command with the scripted students, problems in p.jsonl, a text (bytes) on stdin.

@@ -439,7 +439,7 @@ def test_out_of_memory_says_which_flag_to_lower(here, capsys, monkeypatch):
     monkeypatch.setattr(train, "weighted_loss", lambda *_: torch.empty(2 ** 60))
     code, err = fails(capsys, "--role cot --steps 2", *TINY)
     last = err.splitlines()[-1]
-    assert code == 1 and last.startswith("error: out of memory: lower --batch-tokens (1024), ")
+    assert code == 1 and last.startswith("error: out of memory: lower --batch-tokens (2048), ")
 
 
 def test_ranks_that_do_not_meet_are_one_line(here, capsys, monkeypatch):
