@@ -150,8 +150,9 @@ class Step(NamedTuple):
 class Story:
     """A problem in the making: what it tells (facts), and what is found step by step (steps).
 
-    level: 1; 2: facts that are TIMELESS are told in any order; 3: also more comparisons backwards. wordings:
-    "all"; "train": all but those held out; "test": these alone.
+    level: 1; 2: facts that are TIMELESS are told in any order, and comparisons backwards by names alone, "Tom
+    has 3 more than Ann"; 3: more of these. wordings: "all"; "train": all but those held out; "test": these
+    alone.
     """
 
     def __init__(self, rng, words, n_steps, level=1, wordings="all"):
@@ -402,7 +403,6 @@ DRAW = {  # drawn where a wording or an equation has them
     "T2": lambda story, f: story.second_thing(f["T"]),
     "units": lambda story, f: Thing(story.pick(("day", "day", "day", "week", "hour", "month"))),
     "money": lambda story, f: DOLLARS,
-    "days": lambda story, f: Thing("day"),
     "weeks": lambda story, f: Thing("week"),
     "age": lambda story, f: story.rng.randint(6, 60) if f["S"] in (None, *story.people) else None,
     "clock": lambda story, f: str(story.rng.randint(1, 12)),
@@ -425,7 +425,6 @@ DRAW = {  # drawn where a wording or an equation has them
     "item2": lambda story, f: article(story.thing("ftsch").one),
     "the_item": lambda story, f: "the " + f["item"].partition(" ")[2],
     "the_item2": lambda story, f: "the " + f["item2"].partition(" ")[2],
-    "hours": lambda story, f: f"{f['w']} hours" if f["unit"] == "hour" else None,
     "at": lambda story, f: "in",
     "where": lambda story, f: story.pick(WHERE) if story.chance(0.7) else "",
     "store": lambda story, f: story.pick(STORES) if story.chance(0.7) else "",
@@ -1224,7 +1223,8 @@ def add_template_flags(p):
                    help="folder of the files (%(default)s)")
     p.add_argument("--level", type=int, choices=(1, 2, 3), default=1,
                    help="1 (default): as in books for children; 2: facts in any order where it does not "
-                        "matter; 3: also four times as many comparisons told backwards")
+                        "matter, comparisons told backwards without \"That is 3 more\"; 3: four times as many "
+                        "of these")
     p.add_argument("--steps", type=steps_range, default=(1, 5), metavar="LOW-HIGH",
                    help="steps of a problem, 1 to 8 (1-5)")
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):

@@ -381,7 +381,7 @@ class Dialogue:
         if self.row.letters:
             text = self.row.letters.show(text)
             if set(text) & set(LETTERS):
-                stop = "wrote a letter that stands for no number"
+                stop = "took a number that the problem does not have"
         self.go_on((text, stop, self.log_p))
 
     def limit(self):
@@ -621,8 +621,12 @@ def printable(text):
 
 
 def answer_line(record):
-    """How a dialogue ended, in words."""
-    return f"No answer: {record['unfinished']}" if record["answer"] is None else f"Answer: {record['answer']}"
+    """How a dialogue ended, in words; where others voted otherwise, with how many votes for its answer."""
+    answer, votes = record["answer"], record.get("votes", [])
+    if answer is None:
+        return f"No answer: {record['unfinished']}"
+    n_for = sum(vote is not None and same_answer(vote, answer) for vote in votes)
+    return f"Answer: {answer}" + (f" (unsure: {n_for} of {len(votes)} votes)" if n_for < len(votes) else "")
 
 
 def wilson(correct, n, z=1.959964):

@@ -518,6 +518,12 @@ def test_the_mark_of_cot_is_no_solution_and_no_text_steers_the_terminal(run, mon
         "Solution 1: 3, 4.", "Solution 2: \N{REPLACEMENT CHARACTER}7", "Answer: \N{REPLACEMENT CHARACTER}7"]
 
 
+def test_an_answer_that_others_voted_against_is_unsure():
+    line = lambda answer, *votes: infer.answer_line({"answer": answer, "votes": votes, "unfinished": "w"})
+    assert line("12", "12", "12.0", None, "7") == "Answer: 12 (unsure: 2 of 4 votes)"
+    assert line("12", "12", "$12") == line("12") == "Answer: 12" and line(None, "7") == "No answer: w"
+
+
 def test_the_prompt_reads_a_problem_a_line_and_leaves_at_the_end(run):
     too_long = "No answer: the decomposer can read no more than 400 tokens, the text is too long"
     found = run(typed=b"Ann has 3.\n\n  \n" + b"9" * 500 + b"\nAnn has 3.\n")
