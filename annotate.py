@@ -108,7 +108,8 @@ class Entity:
     """Whom or what a sentence is about."""
     name: str
     sex: str = "it"  # he, she, it or they; I, we
-    first: str = ""  # how a story introduces it: "a farmer", "brother"; "-": never by a pronoun
+    first: str = ""  # how a story introduces it: "a farmer", "brother"; "they" of two who are known;
+                     # "-": as always, and never by a pronoun
     owner: "Entity" = None  # whose brother
 
     @property
@@ -1223,8 +1224,7 @@ def add_template_flags(p):
                    help="folder of the files (%(default)s)")
     p.add_argument("--level", type=int, choices=(1, 2, 3), default=1,
                    help="1 (default): as in books for children; 2: facts in any order where it does not "
-                        "matter, comparisons told backwards without \"That is 3 more\"; 3: four times as many "
-                        "of these")
+                        "matter, comparisons told backwards by names alone; 3: four times as many of these")
     p.add_argument("--steps", type=steps_range, default=(1, 5), metavar="LOW-HIGH",
                    help="steps of a problem, 1 to 8 (1-5)")
     for split, n in zip(SPLITS, (50_000, 500, 1_000)):
@@ -1259,7 +1259,8 @@ def tidy(text):
 # In a wording, {S} is who a quantity is about, {T} what is counted, {tail} when or where; {Tail} the same at
 # the beginning of a sentence. {S:him} is a pronoun's form, {S:'s} the possessive; {his} and {him} are of S.
 # {b T} is the number b with its noun ("5 apples"), {b more T} "5 more apples", {b fewer T} "5 fewer apples",
-# {b added T} like {b more T} or "another 5", {b of T} "5 of them", {b} the number alone, {q nth} "third".
+# {b added T} like {b more T} or "another 5", {b of T} "5 of them", {b} the number alone, {q nth} "third",
+# {j share} "half" or "a third", {k times} "twice" or "3 times".
 # [have] is a verb in the story's tense: of {S}; [-have] of one, [+have] of many; [!have] in the tense of now.
 # [V] is the quantity's verb; [GET], [LOSE] and others are drawn as fields are: see DRAW.
 TELL = {form: read_wordings(text) for form, text in {  # how a quantity is told, by its form; asides; tell_row

@@ -80,15 +80,15 @@ def second_look(problem, record):
     its own, record["second_look"], and its "asked" are all of the decomposer's questions. `vote` chooses.
     """
     yield from decompose(problem, record)
-    dialogues, asked = [record], [step["question"] for step in record["steps"]]
+    looks, asked = [record], [step["question"] for step in record["steps"]]
     if len(asked) > 1:
         record["second_look"] = new_record() | {"steps": [{"question": asked[-1]}], "asked": asked}
-        dialogues.append(record["second_look"])
-    for dialogue in dialogues:
+        looks.append(record["second_look"])
+    for look in looks:
         try:
-            yield from answer_questions(dialogue)
+            yield from answer_questions(look)
         except Unfinished as e:
-            dialogue["unfinished"] = str(e)
+            look["unfinished"] = str(e)
 
 
 def decompose(problem, record):
@@ -108,7 +108,7 @@ def stepwise(problem, record):
     seen = ()
     while step := (yield from next_question("stepwise", record, *seen)):
         step["solution"] = yield from write(record, "solver", "solution", to_line(step["question"]))
-        seen = [to_line(step["solution"])]
+        seen = (to_line(step["solution"]),)
     record["answer"] = yield from write(record, "solver", "answer", MARK)
 
 
@@ -235,8 +235,8 @@ def choose(logits, sampling=None, uniform=None):
 # ---- continuous batching -----------------------------------------------------------------------------------
 
 # The way of a token: `solve` asks `next_group` which rows are next; `Student.read` runs the model over what
-# these have pending; `choose` picks a token for each; `Dialogue.take` appends it to the line and to the
-# row's pending tokens, and at the line's end lets the procedure go on.
+# these have pending; `choose` picks a token for each; `Dialogue.append_token` appends it to the line and to
+# the row's pending tokens, and at the line's end lets the procedure go on.
 
 MAX_LINE = 200         # tokens that a student may write on a line
 MAX_REPEATED = 32      # tokens at a line's end that say one phrase three times or more; GSM8K has at most 24
@@ -321,8 +321,8 @@ class Row:
 class Dialogue:
     """A problem that is being solved, in one row of each student's cache, all of the same number.
 
-    request: the procedure's, None at the end. row: where the line that it requests is written, a token each
-    `take`. waiting_since: the number of the forward after which it began to wait. rng: what to sample by.
+    request: the procedure's, None at the end. row: where the line that it requests is written. waiting_since:
+    the number of the forward after which it began to wait. rng: what to sample by.
     """
 
     def __init__(self, index, problem, procedure, rows, seed, calculator, n_forwards):
@@ -334,9 +334,9 @@ class Dialogue:
         for row in rows.values():
             row.begin(problem)
         self.procedure = procedure(problem, self.record)
-        self.go_on(None)
+        self.advance(None)
 
-    def go_on(self, line):
+    def advance(self, line):
         """Send the procedure its line, (text, stop, log_p) of a Request, and begin the one that it requests
         next."""
         self.request = None
@@ -356,7 +356,7 @@ class Dialogue:
         if stop := self.limit():  # what it is to read may be too long already
             self.end_line(stop)
 
-    def take(self, token, log_p, n_forwards):
+    def append_token(self, token, log_p, n_forwards):
         """Take the next token of the line and its log probability, from the forward of this number."""
         student = self.row.student
         self.waiting_since, self.log_p = n_forwards, self.log_p + log_p
@@ -382,7 +382,7 @@ class Dialogue:
             text = self.row.letters.show(text)
             if set(text) & set(LETTERS):
                 stop = "took a number that the problem does not have"
-        self.go_on((text, stop, self.log_p))
+        self.advance((text, stop, self.log_p))
 
     def limit(self):
         """Why the line must be broken off, in words; None if it may go on."""
@@ -468,7 +468,7 @@ def solve(problems, procedure, students, calculator=True, sampling=None, samples
         tokens = choose(logits, sampling, sampling and [dialogue.rng.random() for dialogue in group])
         log_p = -F.cross_entropy(logits.float(), tokens, reduction="none")
         for dialogue, token, token_log_p in zip(group, tokens.tolist(), log_p.tolist()):
-            dialogue.take(token, token_log_p, n_forwards)
+            dialogue.append_token(token, token_log_p, n_forwards)
             if not dialogue.request:
                 free.append(dialogue.row.number)
                 del dialogues[dialogue.row.number]

@@ -129,12 +129,12 @@ def evaluation(problems):
         students = {role: infer.Student(ours, tokenizer, ROWS) for role in lines}
         scripts = {role: [iter([token for _, line in each for token in line]) for each in its]
                    for role, its in lines.items()}
-        take = infer.Dialogue.take
-        # as `Dialogue.take`, but each student writes the tokens of its script
-        infer.Dialogue.take = lambda dialogue, _, *more: take(
+        append_token = infer.Dialogue.append_token
+        # as `Dialogue.append_token`, but each student writes the tokens of its script
+        infer.Dialogue.append_token = lambda dialogue, _, *more: append_token(
             dialogue, next(scripts[dialogue.request.role][dialogue.index]), *more)
         records = dict(infer.solve(problems, infer.socratic, students, calculator=False))
-        infer.Dialogue.take = take
+        infer.Dialogue.append_token = append_token
         for index, problem in enumerate(problems):
             assert records[index]["answer"] == problem["answer"].strip(), "a dialogue is not the teacher's"
         assert sum(student.tokens_written for student in students.values()) == n_tokens

@@ -387,7 +387,8 @@ def test_each_of_many_kinds_wordings_verbs_and_questions_occurs(stories):
     rng = Random(6)
     for _ in range(2 * N):  # wordings that are too rare to be sure of
         if wordings:
-            wordings -= {(fact.kind, fact.wording) for fact in draw(rng, level=rng.choice((1, 3)), high=2).facts}
+            story = draw(rng, level=rng.choice((1, 3)), high=2)
+            wordings -= {(fact.kind, fact.wording) for fact in story.facts}
     assert not wordings
 
     verbs = {fact.fields[name] for fact in facts for name in ("V", "GET", "LOSE", "COME", "GO")
