@@ -817,7 +817,7 @@ def open_model(args, problems, checkpoint):
 def claim_out_folder(args):
     """Raise UserError (status 2) if --out holds a student or a run that nobody said to replace."""
     if not args.force and (args.out / "student.json").exists():
-        resume = "--resume trains it on, " if (args.out / "last" / "trainer.pt").exists() else ""
+        resume = "--resume continues its run, " if (args.out / "last" / "trainer.pt").exists() else ""
         raise UserError(f"{args.out}: holds a student already; {resume}--force replaces it, --out DIR leaves "
                         "it", 2)
     if not args.force and (args.out / "last" / "trainer.pt").exists():
