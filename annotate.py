@@ -639,7 +639,8 @@ def happen(story, kind, quantity):
     if kind.say:
         story.tell(kind.name, kind.say, fields)
     for _, asks in kind.steps:
-        story.changed = asks if asks in THEM_NOW else story.changed
+        if asks in THEM_NOW:
+            story.changed = asks
     return replace(GIVES[kind.gives](quantity, fields), value=value)
 
 
@@ -738,7 +739,7 @@ def put_together(story, kind, quantity):
         two = quantity, other
         if way == "T" and not story.steps and quantity.form != "price" and story.chance(0.4):
             del story.facts[-1]  # it is told again, with the other
-            tell_row(story, two, "2 T there" if quantity.form == "there" else "2 T")
+            tell_row(story, two, "2 T")
         else:
             story.tell_quantity(other)
     else:
@@ -783,7 +784,6 @@ def ask_about_two(story, kind, quantity):
     pears.
     """
     is_new = not story.steps  # else the steps before have found it: it is one of the two
-    there = " there" if quantity.form == "there" else ""
     other, way = other_quantity(story, quantity)
     row = [quantity, with_value(story, other)]
     story.ordered = True
@@ -792,7 +792,7 @@ def ask_about_two(story, kind, quantity):
         del story.facts[-1]  # it is told again, with the second thing
         table = [[one, with_value(story, replace(one, T=second))] for one in row]
         for row in table:
-            tell_row(story, row, "2 T" + there)
+            tell_row(story, row, "2 T")
         two = story.pick(list(zip(*table)))
         if story.chance(0.5):
             two, way = story.pick(table), "T"
@@ -844,7 +844,9 @@ def add_three(story, kind, quantity):
 
 
 def tell_row(story, row, kind):
-    """Tell two or three quantities in one sentence, of the wordings that TELL has for this kind of row."""
+    """Tell two or three quantities in one sentence, of the wordings that TELL has for this kind of row:
+    "2 T", or "2 T there" of what is there."""
+    kind += " there" if row[0].form == "there" else ""
     fields = Fields(story, row[0])
     for k, letter, one in zip((2, 3), "bc", row[1:]):
         fields |= {letter: one.value, f"T{k}": one.T, f"tail{k}": one.tail}
@@ -1668,12 +1670,12 @@ KINDS = [
         the {T}. {Now_l}."""),
     kind("some come", "there", "end", 18, "g - a: came", """
         Some more {T} [+COME]. Now there [!+be] {g T}. | Now there [!+be] {g T} {tail}. | Then more {T}
-        [+COME]. Now {g T} [!+be] {tail}. | (Later|{Later},) some more [+COME]. After that there [+be] {g
-        T}."""),
+        [+COME]. Now {g T} [!+be] {tail}. | (Later|{Later},) some more [+COME]. After that there [+be]
+        {g T}."""),
     kind("some go", "there", "end", 18, "a - l: went", """
         Some of them [+GO]. Now there [!+be] {l T}. | Now (only|just) {l T} [!+be] left. | Then some of the
-        {T} [+GO]. Now {l T} [!+be] left. | (Later|{Later},) a few of them [+GO]. After that there [+be] {l
-        T}."""),
+        {T} [+GO]. Now {l T} [!+be] left. | (Later|{Later},) a few of them [+GO]. After that there [+be]
+        {l T}."""),
     kind("had before a loss", "own?", "end", 36, "b + c: at first", """
         {S} [have] some {T}. {S} [LOSE] {b of T}. {Now_c}. | {S} ([have] a {box} of|[own] some) {T}. {S}
         [give] {b} of them to {O}. {Now_c}. | After {S} [LOSE] {b T}, {S} [have] {c T} left. | {S} [have] some
@@ -1723,8 +1725,8 @@ KINDS = [
         {m T} from each of the {n friends}. | {n friends} [+bring] {S:him} {m T} each."""),
     kind("gives each", "own", "own", 22, "n * m: gave; a - x: left", """
         {S} [give] {m T} (to each of|each to) {n friends}. | Then {S} [give] each of the {n friends} {m T}. |
-        {S} [hand] {m T} to each of the {n friends}. | {n friends} each [+take] {m} of the {T}. | ({n
-        friends} [+get] {m T} each|Each of the {n friends} [-get] {m T}) from {S:him}."""),
+        {S} [hand] {m T} to each of the {n friends}. | {n friends} each [+take] {m} of the {T}. |
+        ({n friends} [+get] {m T} each|Each of the {n friends} [-get] {m T}) from {S:him}."""),
     kind("loses so long", "own", "own", 40, "n * m: lost; a - x: left", """
         {S} [LOSE] {m T} {per} for {n units}. | (Each|Every) {unit}, {S} [LOSE] {m of T}, for {n units}. | For
         {n units}, {S} [LOSE] {m T} {per}."""),

@@ -228,9 +228,15 @@ def guidance_text(problem, guidance):
     return ", ".join(re.findall("<<(.*?)>>", solutions))
 
 
-def problem_prompt(problem, guidance=None):
-    """The texts that a sequence begins with: the problem's line, and with `guidance` that of the guidance."""
-    return [to_line(problem["problem"])] + ([to_line(guidance_text(problem, guidance))] if guidance else [])
+def problem_prompt(problem, guidance=None, with_letters=False):
+    """The texts that a sequence begins with, the problem's line and with `guidance` that of the guidance; and
+    the Letters that stand in them for numbers, or None.
+    """
+    texts = [to_line(problem["problem"])] + ([to_line(guidance_text(problem, guidance))] if guidance else [])
+    if not with_letters:
+        return texts, None
+    letters = Letters(texts[0])
+    return [letters.problem, *map(letters.hide, texts[1:])], letters
 
 
 def segments(problem, role, guidance=None, calculator=True, letters=False):
@@ -242,11 +248,8 @@ def segments(problem, role, guidance=None, calculator=True, letters=False):
     cannot be guessed: at the end of a training it would be most of a solver's loss, and hide the gradient of
     the equation. calculator=False: a student learns to write that too.
     """
-    layout, prompt, hide = ROLES[role], problem_prompt(problem, guidance), str  # str(text) is the text itself
-    if letters:
-        letters = Letters(prompt[0])
-        hide = letters.hide
-        prompt = [letters.problem, *map(hide, prompt[1:])]
+    layout, (prompt, its_letters) = ROLES[role], problem_prompt(problem, guidance, letters)
+    hide = its_letters.hide if letters else str  # str(text) is the text itself
     parts = [(text, False) for text in prompt]
     for step in problem["steps"]:
         for kind in layout.step:

@@ -288,11 +288,9 @@ class Row:
 
     def begin(self, problem):
         """Start with a problem. If the row holds its very prompt, that is not read once more."""
-        self.letters, prompt = None, problem_prompt(problem, self.student.guidance)
-        if self.student.about.get("letters"):
-            self.letters = Letters(prompt[0])
-            prompt = [self.letters.problem, *map(self.letters.hide, prompt[1:])]
-        self.pending = [token for text in prompt for token in self.student.tokenizer.encode(text)]
+        student = self.student
+        prompt, self.letters = problem_prompt(problem, student.guidance, student.about.get("letters"))
+        self.pending = [token for text in prompt for token in student.tokenizer.encode(text)]
         if self.pending != self.prompt:
             self.prompt, self.length = self.pending, 0
         self.forget_the_rest()

@@ -816,11 +816,12 @@ def open_model(args, problems, checkpoint):
 
 def claim_out_folder(args):
     """Raise UserError (status 2) if --out holds a student or a run that nobody said to replace."""
+    has_run = (args.out / "last" / "trainer.pt").exists()
     if not args.force and (args.out / "student.json").exists():
-        resume = "--resume continues its run, " if (args.out / "last" / "trainer.pt").exists() else ""
+        resume = "--resume continues its run, " if has_run else ""
         raise UserError(f"{args.out}: holds a student already; {resume}--force replaces it, --out DIR leaves "
                         "it", 2)
-    if not args.force and (args.out / "last" / "trainer.pt").exists():
+    if not args.force and has_run:
         raise UserError(f"{args.out}: holds an unfinished run; --resume continues it, --force replaces it", 2)
     args.out.mkdir(parents=True, exist_ok=True)
 

@@ -16,7 +16,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
-BROKEN = "stall", "no response", "half"  # connections: there is no whole response
+BROKEN = "stall", "drip", "no response", "half"  # connections: there is no whole response
 UNFIT = "wrong answer", "wrong equation", "cut off", "silent"  # what the model says is no annotation
 
 
@@ -66,7 +66,12 @@ class Handler(BaseHTTPRequestHandler):
             connection=self.client_address))
         self.server.closed.wait(600 if fault == "stall" else self.server.latency)
         self.close_connection = fault in BROKEN
-        if isinstance(fault, tuple):
+        if fault == "drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            for _ in range(50):
+                self.wfile.write(b" ")
+                self.server.closed.wait(0.1)
+        elif isinstance(fault, tuple):
             status, content, *headers = fault
             self.send(status, content.replace("KEY", (key or "").removeprefix("Bearer ")), *headers)
         elif fault not in ("stall", "no response"):

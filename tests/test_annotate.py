@@ -6,8 +6,10 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -367,7 +369,8 @@ MAY_PASS = [  # failures of a server that are tried again, and what is said if t
         (DIALOGUE, "error"), ("Q1", "abort"), ("", "insufficient_system_resource"), (None, None))),
     *(((200, body), "no chat completion but ") for body in (
         "", "<html></html>", "null", '{"choices": []}', chat(7), chat(DIALOGUE)[:-9], "[" * 99999)),
-    ("stall", "no whole reply in 0.5 s"), ("no response", "RemoteDisconnected|reset"),
+    ("stall", "no whole reply in 0.5 s"), ("drip", "no whole reply in 0.5 s"),
+    ("no response", "RemoteDisconnected|reset"),
     ("half", "IncompleteRead")]
 STAY = [  # failures that concern every problem
     ((401, error("Incorrect API key: KEY")),
@@ -395,11 +398,19 @@ def test_a_server_that_cannot_work_is_one_line(server, fault, message, may_pass)
     assert may_pass or len(mock.requests) <= 8  # at once: one for each thread
 
 
-@pytest.mark.parametrize("url, message", [
-    ("http://127.0.0.1:9", "refused"), ("http://no-such-host.invalid", "gaierror")])
-def test_a_server_that_is_not_there_is_one_line(url, message):
-    with raises(f"{message}.*the server running, and --url right"):
-        teach(url, 3, "--parallel", 1)
+def speak_no_tls(listener):
+    connection, _ = listener.accept()
+    connection.recv(1 << 16)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_servers_that_are_not_there_are_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        threading.Thread(target=speak_no_tls, args=[plain], daemon=True).start()
+        for url, message in (("http://127.0.0.1:9", "refused"), ("http://no-such-host.invalid", "gaierror"),
+                             (f"https://127.0.0.1:{plain.getsockname()[1]}", "SSLError")):
+            with raises(f"{message}.*the server running, and --url right"):
+                teach(url, 3, "--parallel", 1)
 
 
 FAULTS = [*(fault for fault, _ in MAY_PASS), *UNFIT, "gzip"]
@@ -549,6 +560,27 @@ def test_a_stop_ends_at_once_and_keeps_what_is_written(server, fault, how):
     assert len(rows) == len(good) >= 32 and len(mock.requests) == len(good) + 8
     if how == signal.SIGINT:
         assert err.endswith("error: stopped\n") and len(written()) == len(rows)
+
+
+def test_a_run_that_brought_nothing_does_not_bind_the_next(server):
+    for status, message in (404, "HTTP 404: none"), (400, "no problem was annotated"):
+        with raises(message):
+            teach(server((status, "none")), 4)
+    teach(server(), 4, "--model", "other")
+    check_rows(written(), 4)
+
+
+def test_the_splits_follow_the_log(server):
+    mock, log = server(), Path("out/log.jsonl")
+    teach(mock, 60, "--split", "40/30/30")
+    assert all(len(written(split)) > 5 for split in annotate.SPLITS)
+    teach(mock, 60, "--split", "0/100/0")
+    check_rows(written("valid"), 60)
+    assert sorted(path.name for path in Path("out").iterdir()) == ["log.jsonl", "valid.jsonl"]
+    assert len(mock.requests) == 60
+    log.write_bytes(log.read_bytes()[:20])  # a kill cut its first line short
+    teach(mock, 60)
+    check_rows(written(), 60)
 
 
 def test_another_runs_log_and_files_of_something_else_are_left_as_they_are(server):
@@ -737,6 +769,11 @@ def test_bad_usage_is_one_line_and_status_2(argv, message):
 
 
 def test_files_that_differ_and_an_unusable_out_are_left_as_they_are():
+    Path("file").write_text("mine")
+    for out in "file", "file/below":
+        with raises("--out .*file"):
+            call("--out", out)
+    assert Path("file").read_text() == "mine"
     gsm8k_file(GOOD)
     for out in "f", "f/below":
         with raises(f"--out {out}: "):

@@ -67,8 +67,7 @@ CHANGES = {
     "spent = spent + p": "spends more",
     "spent = spent + n * p": "buys at a price, buys more at a price",
     "spent = n * p + w * f": "buys two at prices",
-    "dollars = g - spent": "had money",
-    "dollars = have * p": "sells at a price"}
+    "dollars = g - spent": "had money"}
 # What one may ask after facts of some kinds ("kind: question", or both in one), and the answer. legs: LEGS.
 ANSWERS = {
     "have / d": "shares: share, packs by size: boxes, packs by number: each, uses daily: lasts, is cut: "
@@ -123,7 +122,7 @@ ANSWERS = {
     "spent - l": "pays less: pay in the end",
     "i - n * p": "pays a bill for: change",
     "u / n * w": "in another time: in other time",
-    "have * p": "is paid for each: earns",
+    "have * p": "sells at a price: earns, is paid for each: earns",
     "have / d + b": "shares with one who has: has then",
     "have / d - v": "shares with one who loses: has then",
     "(a + b) * 2": "around",
@@ -247,8 +246,8 @@ def answer(story):
     who, what, when = about(f)
     if asks in ("pay", "spend in all"):
         return world.spent[who]
-    if asks in ("content", "earns"):
-        return world.get(who, str(f["content"]) if asks == "content" else "dollars")
+    if asks == "content":
+        return world.get(who, str(f["content"]))
     have = world.get(who, what, when)
     if asks in ("diff", "fewer"):
         return abs(have - world.get(*compared_with(f)))
@@ -292,8 +291,11 @@ def test_the_last_sub_question_is_the_problems_own_and_none_is_asked_twice(stori
 
 PARTS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
          "tenth": 10}
-IMPLIED = [("twice", 2), ("pair", 2), ("the same number", 2), ("as many", 2), ("around", 2),
-           ("perimeter", 2), ("square", 4), *PARTS.items(), *LEGS.items()]
+IMPLIED = [("twice", 2), *((f"{as_many} {again}", 2) for as_many in ("the same number", "as many")
+                           for again in ("again", "once again", "once more")),
+           *((f"{verb} pairs", 2) for verb in ("form", "formed", "in")),
+           *((f"{what} around", 2) for what in ("fence", "it", "way", "go")), ("perimeter", 2),
+           ("is a square", 4), ("was a square", 4), *PARTS.items(), *LEGS.items()]
 
 
 def test_numbers_are_those_of_children_and_stand_in_the_text(stories):

@@ -10,6 +10,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +167,21 @@ def test_muon_is_momentum_with_its_singular_values_set_to_one(shape):
             weight = weight * (1 - 0.1 * 0.5) - 0.1 * np.concatenate(orthogonal, axis=1)
         distances.append(np.linalg.norm(p.detach().numpy() - weight) / np.linalg.norm(weight - start))
     assert distances[0] < 0.25 and distances[1] < 0.1
+
+
+def test_tokens_that_never_occur_stay_apart():
+    """A student from scratch can copy a word that it never saw only if it can tell its tokens from others."""
+    model = init_weights(GPT(GPTConfig(300, 32, 2, 2, 32)), 0)
+    draw, start = torch.Generator().manual_seed(0), model.wte.weight[100:].detach().clone()
+    optimizers = train.make_optimizers(model, SimpleNamespace(optimizer="muon", lr=3e-3, weight_decay=0.1))
+    for _ in range(300):
+        half = torch.randint(100, (8, 16), generator=draw)
+        ids = torch.cat([half, half], 1)  # each token again, 16 later
+        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        train.optimizer_step(model, optimizers, torch.amp.GradScaler("cpu", enabled=False), 3e-3)
+    unseen = torch.nn.functional.normalize(model.wte.weight[100:].detach())
+    # AdamW's usual epsilon, with decay, gives 0.92 and 0.32 here
+    assert (unseen @ unseen.T).mean() < 0.8 and torch.cosine_similarity(unseen, start).mean() > 0.5
 
 
 def test_the_learning_rate_and_the_loss_on_what_is_only_read_fall_to_nothing():
@@ -367,6 +383,19 @@ def test_resume_takes_the_runs_own_flags_and_refuses_others(here, capsys, proble
     code, err = fails(capsys, "--role cot --steps 9 --resume")
     assert code == 1 and err.startswith("error: runs/cot/last/trainer.pt: broken, cannot continue")
     assert err.count("\n") == 1
+
+
+def test_a_longer_resumed_run_is_evaluated_to_its_end(here):
+    run("--role cot --steps 20", *TINY)
+    run("--role cot --steps 60 --resume")
+    assert [row["step"] for row in evaluations("runs/cot")] == [*range(2, 21, 2), *range(24, 61, 6)]
+
+
+def test_evaluations_take_a_tenth_of_a_limited_time(here, monkeypatch):
+    evaluate = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(0.3) or evaluate(*args))
+    run("--role cot --minutes 0.05", *TINY)
+    assert len(evaluations("runs/cot")) == 2  # after a tenth, and at the end
 
 
 def test_epochs_and_patience_end_a_run(here):
